@@ -1,0 +1,407 @@
+"""The settings of every job: the one definition behind YAML files, flags and Python objects.
+
+``jobs.cli`` builds these from defaults < file < flags; a Python caller builds the same
+frozen objects directly. Types are strict: ``true`` is not 1 and ``"3e-4"`` is not a
+number. Field docstrings are the help text. Nothing else in ``gpt_core`` imports this
+module, so that the rest runs where pydantic is not installed.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(gt=0)]
+Index = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+PresetName = Literal[
+    "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl",
+    "gpt3-small", "gpt3-medium", "gpt3-large", "gpt3-xl",
+    "gpt3-2.7b", "gpt3-6.7b", "gpt3-13b", "gpt3-175b",
+]  # fmt: skip
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, strict, no unknown names, no NaN."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ClusterSettings(Settings):
+    """Where the job runs."""
+
+    address: str | None = None
+    """Ray cluster to use: "auto", HOST:PORT or ray://HOST:PORT; none starts a Ray of its own (or takes RAY_ADDRESS)."""
+    num_cpus: Count | None = None
+    """CPUs the job's own Ray may use; none means all of this machine. Not allowed together with an address."""
+    object_store_bytes: Annotated[int, Field(ge=78_643_200)] = 268_435_456
+    """Shared memory of the job's own Ray in bytes, at least 75 MiB. No text and no token goes through it."""
+
+
+class TrackingSettings(Settings):
+    """Where MLflow records go."""
+
+    enabled: bool = True
+    """Send records to MLflow; false keeps them in the output folder's journal only."""
+    uri: str | None = None
+    """MLflow tracking address; none takes MLFLOW_TRACKING_URI, else a SQLite file beside the output folder."""
+    experiment: str = "gpt-herd"
+    """MLflow experiment the runs belong to."""
+
+
+class JobSettings(Settings):
+    """What every job that runs on a cluster shares."""
+
+    cluster: ClusterSettings = ClusterSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+
+class PoolSettings(Settings):
+    """The actors that work on the planned shards."""
+
+    min_actors: Count = 1
+    """Actors that are always there."""
+    max_actors: Count | None = None
+    """Actors at most; none means one for each CPU of the cluster."""
+    cpus_per_actor: Positive = 0.5
+    """CPUs Ray reserves for an actor; below 1, so that actors never starve Ray Data's own tasks."""
+    max_tries: Count = 3
+    """Times a shard is tried before it is reported as failed; the other shards go on."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.max_actors is not None and self.max_actors < self.min_actors:
+            raise ValueError(f"max_actors {self.max_actors} is below min_actors {self.min_actors}; raise it or leave it out")
+        return self
+
+
+class SourceSettings(Settings):
+    """One named source of text."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    """Name in manifests, traces and mixtures: letters, digits, dots, dashes."""
+    paths: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    """Files, folders, globs or URLs (s3://, gs://); $STDLIB is Python's own standard library."""
+    exclude: Names = ()
+    """Globs, relative to the path they are found under, of files to leave out."""
+    weight: Positive = 1.0
+    """Share of training tokens drawn from this source, relative to the other sources' weights."""
+    text_field: str = "text"
+    """Field of jsonl, parquet and Arrow rows that holds the document."""
+    separator: str | None = None
+    """String between the documents of a text file; none makes each file one document."""
+
+
+class TokenizerSettings(Settings):
+    """The vocabulary, and the program that applies it."""
+
+    name: str = "gpt2"
+    """"gpt2", "bytes" (256 bytes and end-of-text), or the path of a tiktoken ranks file."""
+    backend: Literal["auto", "tiktoken", "gigatoken"] = "auto"
+    """auto takes gigatoken where it is installed, checks it against tiktoken on every shard, and falls back."""
+
+
+class TokenizeSettings(Settings):
+    """What `herd tokenize` reads and writes."""
+
+    output: str
+    """Folder or URL of the corpus: shards, rejects and manifest."""
+    input: Names = ()
+    """Files, folders, globs or URLs of a corpus with one source; use `sources` for several."""
+    sources: Annotated[tuple[SourceSettings, ...], Field(strict=False)] = ()
+    """Named sources with weights."""
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    shard_bytes: Count = 67_108_864
+    """Input bytes a shard, before tokenizing (compressed bytes of compressed files)."""
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of documents held out as the validation split, chosen by a hash of each document's text."""
+    split_seed: Index = 0
+    """Seed of the hash that chooses the held-out documents."""
+    max_document_bytes: Count = 33_554_432
+    """Longer documents are set aside in rejects/."""
+    max_reject_share: Share = 1.0
+    """The job fails, and commits nothing, when more than this share of documents is set aside."""
+    pool: PoolSettings = PoolSettings()
+
+    @model_validator(mode="after")
+    def _one_kind_of_input(self) -> Self:
+        if bool(self.input) == bool(self.sources):
+            found = "both" if self.input else "neither"
+            raise ValueError(f"{found} of input and sources given; give one of them")
+        names = [source.name for source in self.sources]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"source name {twice[0]!r} given {names.count(twice[0])} times; names are unique")
+        return self
+
+    def named_sources(self) -> tuple[SourceSettings, ...]:
+        """Return the sources; `input` becomes one source named "text"."""
+        return self.sources or (SourceSettings(name="text", paths=self.input),)
+
+
+class ModelSettings(Settings):
+    """Shape of the model: a preset, and what differs from it."""
+
+    preset: PresetName = "gpt2"
+    """Published shape to start from."""
+    n_layer: Count | None = None
+    """Transformer blocks; none takes the preset's."""
+    n_head: Count | None = None
+    """Attention heads a block; divides n_embd."""
+    n_embd: Count | None = None
+    """Width of the residual stream."""
+    num_positions: Count | None = None
+    """Longest context in tokens."""
+    vocabulary_size: Count | None = None
+    """Rows of the token embedding; none takes the corpus's tokenizer."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout rate of embeddings, attention and residual branches."""
+    attention_band: Count | None = None
+    """Band in tokens of every second layer (GPT-3's alternating pattern); none is dense attention everywhere."""
+
+    def overrides(self) -> dict[str, Any]:
+        """Return the fields that replace the preset's."""
+        return self.model_dump(exclude={"preset"}, exclude_none=True)
+
+
+class RecipeSettings(Settings):
+    """Optimizer and schedule; the defaults are those of the GPT-3 paper."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon updates the blocks' matrices with Muon and the rest with AdamW."""
+    learning_rate: Positive = 6e-4
+    """Peak learning rate."""
+    min_learning_rate_share: Share = 0.1
+    """Learning rate at the end of the decay, as a share of the peak."""
+    warmup_tokens: Index = 0
+    """Tokens of linear warm-up."""
+    decay_tokens: Count | None = None
+    """Tokens at which the cosine decay ends; none is the end of training."""
+    beta1: Share = 0.9
+    """AdamW's first-moment decay."""
+    beta2: Share = 0.95
+    """AdamW's second-moment decay."""
+    epsilon: Positive = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decay of tensors of two or more dimensions."""
+    clip_norm: Positive = 1.0
+    """Global gradient norm above which gradients are scaled down."""
+    muon_learning_rate: Positive = 0.02
+    """Peak learning rate of the matrices when the optimizer is muon."""
+
+
+class TrainSettings(Settings):
+    """Length, batch plan and rhythm of a training run."""
+
+    num_steps: Count = 1000
+    """Optimizer steps."""
+    context_tokens: Count | None = None
+    """Tokens of a training window; none takes the model's num_positions."""
+    batch_sequences: Count = 512
+    """Sequences of an optimizer step, over all workers."""
+    micro_batch_sequences: Count = 4
+    """Sequences of one forward and backward; with batch_sequences it fixes the summation tree, so results depend on it."""
+    num_workers: Count = 1
+    """Data-parallel workers: a power of two; results do not depend on it."""
+    threads_per_worker: Count = 1
+    """CPU threads of a worker; recorded, since CPU kernels may depend on it."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto takes GPUs where the cluster has one for each worker."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto computes in bf16 where the hardware has matrix units for it, with fp32 master weights."""
+    reduction: Literal["exact", "fast"] = "exact"
+    """exact sums gradients in one fixed tree (same bits for any num_workers); fast uses the library's all-reduce."""
+    seed: Index = 0
+    """Seed of initial weights, data order and dropout."""
+    evaluate_every_steps: Count | None = 100
+    """Steps between evaluations on the held-out split; none evaluates at the end only."""
+    evaluate_sequences: Count = 64
+    """Windows of the held-out split used by each of these evaluations."""
+    checkpoint_every_steps: Count = 100
+    """Steps between checkpoints."""
+    keep_checkpoints: Count = 2
+    """Newest checkpoints kept; the best by held-out loss is kept besides."""
+    max_failures: Index = 3
+    """Worker or node failures survived before the job gives up."""
+
+    @model_validator(mode="after")
+    def _batch_plan(self) -> Self:
+        if self.batch_sequences % self.micro_batch_sequences:
+            raise ValueError(
+                f"micro_batch_sequences {self.micro_batch_sequences} does not divide batch_sequences {self.batch_sequences}"
+            )
+        micro_batches = self.batch_sequences // self.micro_batch_sequences
+        if self.reduction == "exact" and micro_batches & (micro_batches - 1):
+            raise ValueError(
+                f"batch_sequences / micro_batch_sequences is {micro_batches}; exact reduction needs a power of two"
+            )
+        if self.reduction == "exact" and self.num_workers & (self.num_workers - 1):
+            below = 1 << (self.num_workers.bit_length() - 1)
+            raise ValueError(
+                f"num_workers {self.num_workers} is no power of two, which exact reduction needs; "
+                f"take {below} or {2 * below}, or reduction fast"
+            )
+        if micro_batches % self.num_workers:
+            raise ValueError(f"num_workers {self.num_workers} does not divide the {micro_batches} micro-batches of a step")
+        return self
+
+
+class PretrainSettings(Settings):
+    """What `herd pretrain` reads, trains and writes."""
+
+    corpus: str
+    """Folder or URL of a corpus made by `herd tokenize`."""
+    output: str
+    """Folder of the run: checkpoints, journal and settings."""
+    model: ModelSettings = ModelSettings()
+    recipe: RecipeSettings = RecipeSettings()
+    train: TrainSettings = TrainSettings()
+
+
+class EvaluateSettings(Settings):
+    """What `herd evaluate` measures."""
+
+    checkpoint: str
+    """Checkpoint folder, or a run folder whose newest whole checkpoint is taken."""
+    corpus: str
+    """Corpus to measure on."""
+    output: str
+    """Folder for the results."""
+    split: Literal["train", "validation"] = "validation"
+    """Split of the corpus to measure on."""
+    context_tokens: Count | None = None
+    """Tokens of a window; none takes the model's num_positions."""
+    max_windows: Count | None = None
+    """Windows measured at most, from the start of the split; none measures all."""
+    windows_per_shard: Count = 64
+    """Windows of one planned piece of work."""
+    batch_sequences: Count = 16
+    """Windows of one forward pass."""
+    pool: PoolSettings = PoolSettings(cpus_per_actor=0.9)
+
+
+class SamplingSettings(Settings):
+    """How the next token is chosen."""
+
+    max_tokens: Count = 64
+    """New tokens of a completion at most."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Divides the logits; 0 is greedy."""
+    top_k: Count | None = 40
+    """Keep the k likeliest tokens; 1 is greedy, none keeps all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Keep the likeliest tokens that together reach this probability."""
+    min_p: Share | None = None
+    """Keep tokens at least this share as likely as the likeliest."""
+    repetition_penalty: Positive | None = None
+    """Divides (positive) or multiplies (negative) the logits of tokens already in the context."""
+    stop: Names = ()
+    """Strings that end a completion; the text is cut before them."""
+    num_samples: Count = 1
+    """Completions of each prompt."""
+    seed: Index = 0
+    """Seed of the draws; each token depends on (seed, prompt id, sample, position) alone."""
+    logprobs: Index | None = None
+    """Likeliest alternatives recorded for each token; none records no log-probabilities."""
+
+
+class EngineSettings(Settings):
+    """The replicas that compute completions."""
+
+    num_replicas: Count = 1
+    """Replicas of the model."""
+    num_slots: Count = 16
+    """Sequences a replica decodes at once."""
+    threads_per_replica: Count = 1
+    """CPU threads of a replica."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto takes a GPU for each replica where the cluster has them."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto computes in bf16 where the hardware has matrix units for it."""
+
+
+class GenerateSettings(Settings):
+    """What `herd generate` completes."""
+
+    checkpoint: str
+    """Checkpoint folder, or a run folder whose newest whole checkpoint is taken."""
+    prompts: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    """Prompt files: txt (a prompt a line), jsonl (prompt, optional id and sampling), parquet or Arrow."""
+    output: str
+    """Folder of the generated dataset."""
+    format: Literal["jsonl", "arrow"] = "jsonl"
+    """File format of the rows."""
+    prompts_per_shard: Count = 256
+    """Prompts of one planned shard."""
+    sampling: SamplingSettings = SamplingSettings()
+    engine: EngineSettings = EngineSettings()
+    pool: PoolSettings = PoolSettings(cpus_per_actor=0.1, max_actors=2)
+
+
+class ServeSettings(Settings):
+    """What `herd serve` serves."""
+
+    checkpoint: str
+    """Checkpoint folder, or a run folder whose newest whole checkpoint is taken."""
+    host: str = "127.0.0.1"
+    """Address to listen on; any but loopback needs an API key in HERD_API_KEY."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """TCP port to listen on."""
+    model_name: str = "gpt-herd"
+    """Name the service gives the model."""
+    max_queued_requests: Count = 256
+    """Requests that wait before new ones are turned away with status 503."""
+    engine: EngineSettings = EngineSettings()
+
+
+class TokenizeJob(TokenizeSettings, JobSettings):
+    """Settings of `herd tokenize`."""
+
+
+class PretrainJob(PretrainSettings, JobSettings):
+    """Settings of `herd pretrain`."""
+
+
+class EvaluateJob(EvaluateSettings, JobSettings):
+    """Settings of `herd evaluate`."""
+
+
+class GenerateJob(GenerateSettings, JobSettings):
+    """Settings of `herd generate`."""
+
+
+class ServeJob(ServeSettings, JobSettings):
+    """Settings of `herd serve`."""
+
+
+class PipelineJob(JobSettings):
+    """Settings of `herd pipeline`: the stages of one output folder, each fed by the one before."""
+
+    output: str
+    """Folder of the whole pipeline; each stage writes a folder of its own in it."""
+    tokenize: TokenizeSettings
+    pretrain: PretrainSettings
+    evaluate: EvaluateSettings
+    generate: GenerateSettings
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stage_folders(cls, data: Any) -> Any:
+        """Give each stage the folders that follow from the pipeline's output."""
+        if not isinstance(data, dict) or not isinstance(data.get("output"), str):
+            return data
+        output = data["output"].rstrip("/")
+        folders = {
+            "tokenize": {"output": f"{output}/corpus"},
+            "pretrain": {"corpus": f"{output}/corpus", "output": f"{output}/model"},
+            "evaluate": {"checkpoint": f"{output}/model", "corpus": f"{output}/corpus", "output": f"{output}/evaluation"},
+            "generate": {"checkpoint": f"{output}/model", "output": f"{output}/generated"},
+        }
+        filled = {
+            stage: {**given, **data[stage]} if isinstance(data.get(stage), dict) else data.get(stage, given)
+            for stage, given in folders.items()
+        }
+        return {**data, **filled}
