@@ -1,0 +1,52 @@
+"""Promises of gpt_core.loss."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gpt_core import loss
+from tests.reference import gpt2_numpy
+
+
+def make_case(num_rows=96, width=8, vocabulary_size=33):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, num_rows // 2, width, generator=generator)
+    weight = torch.randn(vocabulary_size, width, generator=generator)
+    targets = torch.randint(vocabulary_size, (2, num_rows // 2), generator=generator)
+    return hidden.requires_grad_(), weight.requires_grad_(), targets
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 32 * 33 * 4, 10**9])
+def test_loss_and_gradients_equal_the_plain_ones_for_any_chunk(monkeypatch, chunk_bytes):
+    monkeypatch.setattr(loss, "LOGITS_BYTES_A_CHUNK", chunk_bytes)
+    hidden, weight, targets = make_case()
+    plain = F.cross_entropy(F.linear(hidden, weight).flatten(0, 1), targets.flatten())
+    expected = torch.autograd.grad(plain, (hidden, weight))
+    ours = loss.next_token_loss(hidden, weight, targets)
+    found = torch.autograd.grad(ours, (hidden, weight))
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_scaled_loss_scales_the_gradients():
+    hidden, weight, targets = make_case()
+    plain = torch.autograd.grad(loss.next_token_loss(hidden, weight, targets), (hidden, weight))
+    scaled = torch.autograd.grad(loss.next_token_loss(hidden, weight, targets) * 3.0, (hidden, weight))
+    torch.testing.assert_close(scaled, tuple(3.0 * g for g in plain))
+
+
+def test_token_losses_average_to_the_reference_cross_entropy():
+    hidden, weight, targets = make_case()
+    losses = loss.token_losses(hidden, weight, targets)
+    logits = hidden.detach().double().numpy().reshape(96, 8) @ weight.detach().double().numpy().T
+    assert losses.shape == targets.shape
+    assert losses.mean().item() == pytest.approx(gpt2_numpy.cross_entropy(logits, targets.numpy().ravel()), abs=1e-5)
+
+
+def test_bf16_inputs_give_an_fp32_loss_near_the_fp32_one():
+    hidden, weight, targets = make_case()
+    exact = loss.next_token_loss(hidden, weight, targets).item()
+    rough = loss.next_token_loss(hidden.bfloat16(), weight.bfloat16(), targets)
+    assert rough.dtype == torch.float32
+    np.testing.assert_allclose(rough.item(), exact, rtol=2e-2)
