@@ -1,0 +1,178 @@
+"""The connection to Ray: one started for this job on loopback, or a cluster that is running already.
+
+Every job module enters through :func:`connect`. Errors that cross Ray come back through
+:func:`cause_of`, so that a user sees the first worker's own sentence.
+"""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt_core.errors import HerdError, ResourceError, RunFailedError
+from gpt_core.settings import ClusterSettings
+
+# Ray reads these when it is first imported or when it starts its processes.
+_QUIET_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else a worker's print appears twice
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # report() waits for this poll
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # native code prints into the job's own output otherwise
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; unset it warns
+    "TOKENIZERS_PARALLELISM": "false",
+}
+# Ray's own switch for desktop systems makes every one of its servers bind 127.0.0.1;
+# without it they listen on all interfaces. Read when ray is imported.
+_LOOPBACK_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
+_NOISY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.serve", "ray.tune")
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What a connected job may count on.
+
+    Attributes:
+        address: Address of the cluster, None for a Ray of the job's own.
+        num_cpus: CPUs of all nodes.
+        num_gpus: GPUs of all nodes.
+    """
+
+    address: str | None
+    num_cpus: int
+    num_gpus: int
+
+    def require_cpus(self, needed: float, setting: str) -> None:
+        """Raise ResourceError, naming the setting, where the cluster has fewer CPUs than needed."""
+        if needed > self.num_cpus:
+            raise ResourceError(
+                setting,
+                f"a need of {needed:g} CPUs",
+                f"at most the {self.num_cpus} CPUs of {self.address or 'this machine'}",
+                "lower it, or join a larger cluster with --cluster.address",
+            )
+
+
+@contextlib.contextmanager
+def connect(settings: ClusterSettings) -> Iterator[Cluster]:
+    """Connect to the cluster of the settings, or start a Ray of the job's own and stop it at the end.
+
+    Raises:
+        ResourceError: If the address does not answer, or num_cpus is given with an address.
+        HerdError: Any error of the body, unwrapped from Ray's own exceptions.
+    """
+    address = settings.address or os.environ.get("RAY_ADDRESS") or None
+    if address and settings.num_cpus:
+        raise ResourceError("cluster.num_cpus", str(settings.num_cpus), "none together with an address", "leave it out")
+    _prepare_environment(embedded=address is None)
+    import ray  # noqa: PLC0415 - the environment above must be set first
+
+    quiet_libraries()
+    _start(settings, address)
+    try:
+        resources = ray.cluster_resources()
+        yield Cluster(address, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+    except HerdError:
+        raise
+    except Exception as error:
+        raise cause_of(error) from error
+    finally:
+        ray.shutdown()
+
+
+def _prepare_environment(*, embedded: bool) -> None:
+    for name, value in (_QUIET_RAY | (_LOOPBACK_RAY if embedded else {})).items():
+        os.environ.setdefault(name, value)
+    # Workers import the project from where this process has it, also from a plain checkout.
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != root]
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, *paths])
+
+
+def quiet_libraries() -> None:
+    """Silence Ray's loggers; called again after an import of a Ray library, which sets them anew."""
+    for name in _NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"ray\..*")
+
+
+def _start(settings: ClusterSettings, address: str | None) -> None:
+    import ray  # noqa: PLC0415
+
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if address is None:
+        cpus = settings.num_cpus or len(os.sched_getaffinity(0))
+        memory_bytes = settings.object_store_bytes
+        with _native_code_silenced():
+            ray.init(
+                address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=memory_bytes, **options
+            )
+        return
+    # Ray switches token authentication on by itself only for "auto"; an explicit address fails after 20 s without it.
+    if Path.home().joinpath(".ray", "auth_token").exists() or os.environ.get("RAY_AUTH_TOKEN"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        with _native_code_silenced():
+            ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ResourceError(
+            f"cluster.address {address}",
+            first_line,
+            "a running Ray head that accepts this client",
+            "check the address (HOST:6379, ray://HOST:10001 or auto) and the token (RAY_AUTH_MODE, RAY_AUTH_TOKEN)",
+        ) from error
+
+
+@contextlib.contextmanager
+def _native_code_silenced() -> Iterator[None]:
+    """Send what native code prints on standard error nowhere; what goes wrong comes as an exception."""
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def cause_of(error: BaseException) -> HerdError:
+    """Return the first error of this project inside Ray's wrappers, else a RunFailedError that names the innermost."""
+    innermost: BaseException = error
+    for inner in _inside(error):
+        # Ray's own copies of an error are of both classes and have their text changed.
+        if isinstance(inner, HerdError) and not hasattr(inner, "as_instanceof_cause"):
+            return inner
+        innermost = inner
+    text = str(innermost).strip().splitlines()
+    return RunFailedError(
+        type(innermost).__name__,
+        text[-1] if text else "no message",
+        "a job that runs to its end",
+        "run with --traceback for the whole story; a rerun continues where this one stopped",
+    )
+
+
+def _inside(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and what it wraps, outermost first."""
+    seen: set[int] = set()
+    queue: list[BaseException] = [error]
+    while queue:
+        current = queue.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        failures = getattr(current, "worker_failures", None)
+        if isinstance(failures, dict):
+            queue += [failures[rank] for rank in sorted(failures)]
+        for inner in (getattr(current, "cause", None), current.__cause__):
+            if isinstance(inner, BaseException):
+                queue.append(inner)

@@ -1,0 +1,167 @@
+"""Planned-shard jobs: a list of plans in, one committed shard a plan out, on any cluster.
+
+Ray Data schedules and carries nothing: its rows are plan numbers, an actor pool maps over
+them, and each actor reads its own input and commits its own output. Tokenizing, evaluating
+and batch generation are such jobs. The order of commits, the number of actors and kills
+change nothing in the files.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cluster.progress import meter
+from cluster.session import Cluster, quiet_libraries
+from gpt_core import errors
+from gpt_core.errors import RunFailedError, UserError
+from gpt_core.ledger import Ledger, Row
+from gpt_core.settings import PoolSettings
+
+# Blocks are Ray Data's tasks: enough to share out evenly, few enough for a million plans.
+_MAX_BLOCKS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class ShardJob:
+    """What to do, and where.
+
+    Attributes:
+        title: Word for progress lines, such as "tokenize".
+        folder: Output folder.
+        settings: What decides the result; a folder begun with others is refused.
+        plans: One picklable plan a shard.
+        make_worker: Called once in every actor; the worker maps a plan to the row it committed.
+        pool: Size of the actor pool.
+        unit: What `num_tokens` of the rows counts, for the rate.
+    """
+
+    title: str
+    folder: str
+    settings: dict[str, Any]
+    plans: Sequence[Any]
+    make_worker: Callable[[], Callable[[Any], Row]]
+    pool: PoolSettings
+    unit: str = "tokens"
+
+
+def run_shard_job(job: ShardJob, cluster: Cluster) -> Ledger:
+    """Do every plan that is not done yet and return the ledger with all rows.
+
+    Raises:
+        StaleOutputError: If the folder holds an unfinished job with other settings.
+        UserError: The first one a worker raises; the job stops.
+        RunFailedError: If plans failed in every try; the others are done and kept.
+    """
+    ledger = Ledger(job.folder)
+    ledger.open(job.settings)
+    ledger.forget_tries()
+    pending = np.flatnonzero(~ledger.done(len(job.plans)))
+    if len(pending) == 0:
+        return ledger
+    cluster.require_cpus(job.pool.min_actors * job.pool.cpus_per_actor, "pool.min_actors x pool.cpus_per_actor")
+    failures = []
+    with meter(job.title, len(job.plans), "shards") as shown:
+        counted = _Rate(len(job.plans) - len(pending), job.unit)
+        for row in _stream(job, pending, cluster):
+            if "user_error" in row:
+                name, *arguments = row["user_error"]
+                raise getattr(errors, name)(*arguments)
+            if "failure" in row:
+                failures.append(row)
+                continue
+            ledger.record([row])
+            shown.show(*counted.after(row))
+    if failures:
+        raise _failed(job, failures)
+    return ledger
+
+
+def _stream(job: ShardJob, pending: np.ndarray, cluster: Cluster) -> Iterator[Row]:
+    """Yield the rows of pending plans as actors commit them."""
+    import ray.data  # noqa: PLC0415 - after the session prepared its environment
+
+    quiet_libraries()
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    pool = _pool_size(job.pool, len(pending), cluster)
+    blocks = np.array_split(pending, min(len(pending), _MAX_BLOCKS))
+    dataset = ray.data.from_numpy(blocks).map_batches(
+        _ShardActor,
+        fn_constructor_args=(job.plans, job.make_worker, job.folder, job.pool.max_tries),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=pool[0], max_size=pool[1]),
+        num_cpus=job.pool.cpus_per_actor,
+    )
+    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+        for text in batch["row"]:
+            yield json.loads(text)
+
+
+def _pool_size(pool: PoolSettings, num_pending: int, cluster: Cluster) -> tuple[int, int]:
+    """Return actors at least and at most: never more than plans, nor than the cluster's CPUs hold."""
+    fitting = max(int(cluster.num_cpus / pool.cpus_per_actor), 1)
+    wanted = pool.max_actors or cluster.num_cpus
+    most = max(min(wanted, fitting, num_pending), 1)
+    return min(pool.min_actors, most), most
+
+
+class _ShardActor:
+    """Runs one worker in a Ray actor and keeps the ledger's promises around it."""
+
+    def __init__(
+        self, plans: Sequence[Any], make_worker: Callable[[], Callable[[Any], Row]], folder: str, max_tries: int
+    ) -> None:
+        self._plans, self._make_worker = plans, make_worker
+        self._worker = make_worker()
+        self._ledger = Ledger(folder)
+        self._max_tries = max_tries
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        return {"row": [json.dumps(self._row(int(index))) for index in batch["data"]]}
+
+    def _row(self, index: int) -> Row:
+        if row := self._ledger.committed(index):
+            return row
+        reason = "the worker process died each time (out of memory, or a crash in native code)"
+        while self._ledger.begin_try(index) <= self._max_tries:
+            try:
+                row = {"index": index, **self._worker(self._plans[index])}
+            except UserError as error:
+                # As data: Ray Data changes the text of exceptions on their way.
+                return {"index": index, "user_error": [type(error).__name__, *error.args]}
+            except Exception as error:  # noqa: BLE001 - a poison plan must not stop the others
+                reason = f"{type(error).__name__}: {error}"
+                self._worker = self._make_worker()
+            else:
+                self._ledger.commit(index, row)
+                return row
+        return {"index": index, "failure": reason}
+
+
+class _Rate:
+    """Counts finished shards and their tokens a second."""
+
+    def __init__(self, done: int, unit: str) -> None:
+        self._started = time.monotonic()
+        self._done, self._unit, self._tokens = done, unit, 0
+
+    def after(self, row: Row) -> tuple[int, str]:
+        self._done += 1
+        self._tokens += row.get("num_tokens", 0)
+        rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
+        return self._done, f"{rate:,.0f} {self._unit}/s"
+
+
+def _failed(job: ShardJob, failures: list[Row]) -> RunFailedError:
+    first = failures[0]
+    return RunFailedError(
+        f"{job.title}: shard {first['index']} of {job.folder}",
+        f"{len(failures)} shard(s) that failed {job.pool.max_tries} times; the first with: {first['failure']}",
+        "every shard to finish",
+        "mend the cause and run the same command again; finished shards are kept",
+    )
