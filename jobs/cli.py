@@ -1,0 +1,166 @@
+"""The command line of every job: ``herd JOB [--config FILE] [--section.field VALUE ...]``.
+
+A job is a module with a docstring, whose first line describes it, ``SETTINGS``, a pydantic
+model, and ``main(settings)``, whose result is printed as the summary. This module finds
+the job, loads its settings, runs it, and turns what goes wrong into one clear message and
+an exit code: 0 done, 1 failed, 2 a mistake the user can mend, 130 interrupted.
+"""
+
+import ast
+import difflib
+import importlib
+import importlib.metadata
+import os
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from gpt_core.errors import HerdError, UserError
+
+_FOLDER = Path(__file__).parent
+_MODULES = {
+    "pipeline": "pipeline",
+    "tokenize": "tokenize_corpus",
+    "pretrain": "pretrain",
+    "finetune": "finetune",
+    "evaluate": "evaluate",
+    "generate": "generate",
+    "serve": "serve",
+    "plan": "plan",
+    "verify": "verify",
+    "trace": "trace",
+    "export": "convert",
+    "import": "convert",
+    "submit": "submit",
+    "model": "model",
+    "train-tokenizer": "train_tokenizer",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a job and return its exit code; results go to stdout, errors to stderr."""
+    words = sys.argv[1:] if argv is None else argv
+    argv = [word for word in words if word != "--traceback"]
+    try:
+        _dispatch(argv)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _fail(f"interrupted: {_program(argv)} stopped; run the same command again to continue", 130)
+    except HerdError as error:
+        return _fail(str(error), error.exit_code, show_traceback=argv != words)
+    except BrokenPipeError as error:
+        return 1 if _stdout_is_closed() else _unforeseen(error, argv, show_traceback=argv != words)
+    except Exception as error:
+        return _unforeseen(error, argv, show_traceback=argv != words)
+    return 0
+
+
+def run_module(file: str) -> None:
+    """Run the job whose module is `file` and exit: the last line of each job module, under ``__main__``.
+
+    The module is imported anew by its own name: classes of ``__main__`` do not reach Ray's workers.
+    """
+    job = next(job for job, module in _MODULES.items() if module == Path(file).stem)
+    sys.exit(main([job, *sys.argv[1:]]))
+
+
+def _dispatch(argv: list[str]) -> None:
+    match argv:
+        case [] | ["--help" | "-h" | "help", *_]:
+            print(_overview())
+        case ["--version", *_]:
+            print(f"herd {_version()}")
+        case [job, *rest] if job in _jobs():
+            _run(job, rest)
+        case [job, *_]:
+            near = difflib.get_close_matches(job, _jobs(), n=1)
+            remedy = f"did you mean herd {near[0]}?" if near else "herd --help lists them"
+            raise UserError("herd", f"no job {job!r}", "a job", remedy)
+
+
+def _run(job: str, argv: list[str]) -> None:
+    """Load a job's settings, run it and print its summary; or print its help."""
+    module = importlib.import_module(f"jobs.{_MODULES[job]}")
+    if "--help" in argv or "-h" in argv:
+        print(_help(job, module))
+        return
+    from jobs.command_line.loader import load
+
+    summary = module.main(load(module.SETTINGS, argv, f"herd {job}"))
+    if summary is not None:
+        print(summary)
+
+
+def _help(job: str, module: ModuleType) -> str:
+    from jobs.command_line.help_text import render
+
+    config = _FOLDER / "configs" / f"{_MODULES[job]}.yaml"
+    example = f"jobs/configs/{config.name}" if config.exists() else None
+    return render(f"herd {job}", _description(job), module.SETTINGS, example)
+
+
+def _jobs() -> list[str]:
+    """Return the names of the jobs whose modules are there."""
+    return [job for job, module in _MODULES.items() if (_FOLDER / f"{module}.py").exists()]
+
+
+def _description(job: str) -> str:
+    """Return the first line of a job module's docstring, without importing the module."""
+    tree = ast.parse((_FOLDER / f"{_MODULES[job]}.py").read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or "").partition("\n")[0]
+
+
+def _overview() -> str:
+    jobs = _jobs()
+    width = max(map(len, jobs), default=0)
+    lines = [f"  {job:<{width}}  {_description(job)}" for job in jobs]
+    return "\n".join(
+        [
+            "herd: raw text to a trained GPT, and a trained GPT to batches of text, on a Ray cluster",
+            "",
+            "usage: herd JOB [--config FILE] [--section.field VALUE ...]",
+            "",
+            "jobs",
+            *lines,
+            "",
+            "herd JOB --help explains a job's settings; herd --version names the version",
+        ]
+    )
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("gpt-herd")
+    except importlib.metadata.PackageNotFoundError:
+        return "from a checkout that is not installed"
+
+
+def _program(argv: list[str]) -> str:
+    return f"herd {argv[0]}" if argv and not argv[0].startswith("-") else "herd"
+
+
+def _unforeseen(error: Exception, argv: list[str], *, show_traceback: bool) -> int:
+    """Report an error nobody planned for by its first line."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    hint = "" if show_traceback else "; add --traceback to see where it arose"
+    return _fail(
+        f"{_program(argv)} failed: {type(error).__name__}: {text}{hint}", 1, show_traceback=show_traceback
+    )
+
+
+def _fail(message: str, exit_code: int, *, show_traceback: bool = False) -> int:
+    if show_traceback:
+        traceback.print_exc()
+    print(message, file=sys.stderr)
+    return exit_code
+
+
+def _stdout_is_closed() -> bool:
+    """Tell whether the reader of our output went away, and if so let Python exit in peace."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

@@ -1,0 +1,49 @@
+"""What to do about a value of the wrong kind: the words after the last semicolon of a mistake."""
+
+import difflib
+import re
+from typing import Any
+
+from jobs.command_line import yaml_scalars
+from jobs.command_line.mistakes import show
+from jobs.command_line.schema import Node, Schema
+
+_YES_NO = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+
+
+def remedy(schema: Schema, node: Node, value: Any) -> str:
+    """Return how to write what was probably meant, else what the default is."""
+    kinds = schema.kinds(node)
+    match value:
+        case str():
+            meant = _for_text(value, kinds) or _nearest_choice(value, schema.alternatives(node))
+        case float() if value.is_integer() and "integer" in kinds:
+            meant = f"write {int(value)}"
+        case int() | float() if "string" in kinds:
+            meant = f'write "{show(value)}" in quotes'
+        case _:
+            meant = None
+    return meant or _default(node)
+
+
+def _for_text(value: str, kinds: set[str]) -> str | None:
+    if "null" in kinds and value.lower() in ("none", "off", "no"):
+        return "write null"
+    if "boolean" in kinds and value.lower() in _YES_NO:
+        return f"write {_YES_NO[value.lower()]}"
+    if kinds & {"integer", "number"} and re.fullmatch(r"[-+.0-9eE_,]*[0-9]", value):
+        digits = value.replace("_", "").replace(",", "")
+        return f"write {digits} without quotes" if digits == value else f"write {digits}"
+    return f"write [{value}]" if "array" in kinds else None
+
+
+def _nearest_choice(value: str, alternatives: list[Node]) -> str | None:
+    choices = [str(choice) for kind in alternatives for choice in kind.get("enum", ())]
+    near = difflib.get_close_matches(value, choices, n=1)
+    return f"did you mean {near[0]}?" if near else None
+
+
+def _default(node: Node) -> str:
+    if "default" not in node or isinstance(node["default"], dict):
+        return "give such a value"
+    return f"the default is {yaml_scalars.written(node['default'])}"
