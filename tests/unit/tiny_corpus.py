@@ -1,4 +1,4 @@
-"""Builds small corpora with known documents, without a tokenizer; shared by the tests of the stored corpus."""
+"""Builds small corpora of known documents, without a tokenizer, for the tests of the stored corpus."""
 
 from dataclasses import dataclass
 from pathlib import Path
