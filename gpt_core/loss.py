@@ -4,22 +4,25 @@ At 4 x 1024 positions and 50,257 tokens the logits alone are 823 MB in fp32 and 
 gradient as much again.  Here the head's product, the softmax and both gradients of a chunk
 of rows are computed together, and only the chunk's logits ever exist.
 
-Shapes: N = B * T rows, C width, V vocabulary.
+Shapes: N = B * T rows, n rows of a chunk, C width, V vocabulary.
 """
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LOGITS_BYTES_A_CHUNK = 64 * 1024 * 1024
+# Chunks amortise the products' overhead; blocks within one are exponentiated while in the
+# second-level cache. Measured at V = 50,257, C = 128, one core: 336 ms for 1,024 rows, where
+# log_softmax on whole chunks took 550 ms and the three products alone take 280 ms.
+CPU_CHUNK_BYTES = 32 * 1024 * 1024
+CPU_BLOCK_BYTES = 1536 * 1024
+GPU_CHUNK_BYTES = 1024 * 1024 * 1024
 
 
 def next_token_loss(hidden_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor) -> Tensor:
     """Return the mean loss in nats as an fp32 scalar, differentiable in both tensors.
 
-    The logits are computed in the dtype of ``hidden_BTC``, the softmax in fp32.
+    The products run in the dtype of ``hidden_BTC``, the softmax in fp32.
     """
     hidden_NC = hidden_BTC.flatten(0, -2)
     return _ChunkedLoss.apply(hidden_NC, weight_VC, targets_BT.flatten())  # type: ignore[return-value]
@@ -28,53 +31,70 @@ def next_token_loss(hidden_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor) -
 def token_losses(hidden_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor) -> Tensor:
     """Return every token's loss in nats, fp32 [B, T], without gradients."""
     with torch.no_grad():
-        rows = rows_a_chunk(weight_VC.shape[0])
+        rows = rows_a_chunk(weight_VC)
         chunks = zip(hidden_BTC.flatten(0, -2).split(rows), targets_BT.flatten().split(rows), strict=True)
-        losses = [F.cross_entropy(F.linear(x, weight_VC).float(), t, reduction="none") for x, t in chunks]
+        losses = [_exponentiate(F.linear(x, weight_VC).float(), t)[0] for x, t in chunks]
         return torch.cat(losses).view_as(targets_BT)
 
 
-def rows_a_chunk(vocabulary_size: int) -> int:
-    """Rows whose fp32 logits fill about LOGITS_BYTES_A_CHUNK, a multiple of 16 and at least 16."""
-    return max(16, LOGITS_BYTES_A_CHUNK // (4 * vocabulary_size) // 16 * 16)
+def rows_a_chunk(weight_VC: Tensor) -> int:
+    """Return the rows whose fp32 logits fill a chunk: a multiple of 16, and at least 16."""
+    chunk_bytes = GPU_CHUNK_BYTES if weight_VC.device.type == "cuda" else CPU_CHUNK_BYTES
+    return max(16, chunk_bytes // (4 * weight_VC.shape[0]) // 16 * 16)
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """The gradients are computed in the forward pass, while a chunk's logits are at hand."""
+    """The gradients are computed in the forward pass, while a chunk's logits are at hand.
+
+    d loss / d logits = (e / s - onehot) / N with e the row's exponentials and s their sum.  The
+    products take e - s onehot, and 1 / (s N) scales rows of width C instead of rows of V.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Tensor:
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor
+    ) -> Tensor:
         num_rows = hidden_NC.shape[0]
         losses_N = torch.empty(num_rows, dtype=torch.float32, device=hidden_NC.device)
         grad_hidden_NC = torch.empty_like(hidden_NC)
         grad_weight_VC: Tensor | None = None
-        rows = rows_a_chunk(weight_VC.shape[0])
+        rows = rows_a_chunk(weight_VC)
+        logits_nV = hidden_NC.new_empty((min(rows, num_rows), weight_VC.shape[0]))
         for start in range(0, num_rows, rows):
-            chunk = slice(start, start + rows)
-            logits_nV = F.linear(hidden_NC[chunk], weight_VC)
-            losses_N[chunk], grad_nV = _softmax_and_gradient(logits_nV, targets_N[chunk], num_rows)
-            torch.mm(grad_nV, weight_VC, out=grad_hidden_NC[chunk])
-            if grad_weight_VC is None:
-                grad_weight_VC = grad_nV.t() @ hidden_NC[chunk]
-            else:
-                grad_weight_VC.addmm_(grad_nV.t(), hidden_NC[chunk])
+            chunk = slice(start, min(start + rows, num_rows))
+            x_nC = hidden_NC[chunk]
+            chunk_nV = torch.mm(x_nC, weight_VC.t(), out=logits_nV[: x_nC.shape[0]])
+            losses_N[chunk], grad_nV, sum_n1 = _exponentiate(chunk_nV.float(), targets_N[chunk])
+            grad_nV.scatter_add_(1, targets_N[chunk, None], -sum_n1)
+            grad_nV, scale_n1 = grad_nV.to(x_nC.dtype), (1.0 / (sum_n1 * num_rows)).to(x_nC.dtype)
+            torch.mm(grad_nV, weight_VC, out=grad_hidden_NC[chunk]).mul_(scale_n1)
+            grad_weight_VC = _add_product(grad_weight_VC, grad_nV.t(), x_nC * scale_n1)
         ctx.save_for_backward(grad_hidden_NC, grad_weight_VC)
         return losses_N.sum() / num_rows
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
-        grad_hidden_NC, grad_weight_VC = ctx.saved_tensors
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor
+    ) -> tuple[Tensor, Tensor, None]:
+        grad_hidden_NC, grad_weight_VC = ctx.saved_tensors  # type: ignore[attr-defined]
         (scale,) = grad_outputs
         if scale.device.type == "cpu" and scale.item() == 1.0:
             return grad_hidden_NC, grad_weight_VC, None
         return grad_hidden_NC * scale, grad_weight_VC * scale, None
 
 
-def _softmax_and_gradient(logits_nV: Tensor, targets_n: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Return losses [n] fp32 and d(mean loss)/d(logits) [n, V] in the dtype of the logits."""
-    log_p_nV = torch.log_softmax(logits_nV, dim=-1, dtype=torch.float32)
-    index_n1 = targets_n[:, None]
-    losses_n = -log_p_nV.gather(1, index_n1)[:, 0]
-    grad_nV = log_p_nV.exp_()
-    grad_nV.scatter_add_(1, index_n1, grad_nV.new_full((1, 1), -1.0).expand_as(index_n1))
-    return losses_n, grad_nV.mul_(1.0 / num_rows).to(logits_nV.dtype)
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    return left @ right if total is None else total.addmm_(left, right)
+
+
+def _exponentiate(logits_nV: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Replace fp32 logits by exp(logit - row maximum); return losses [n], them, and their sums [n, 1]."""
+    target_n1 = logits_nV.gather(1, targets_n[:, None])
+    top_n1, sum_n1 = torch.empty_like(target_n1), torch.empty_like(target_n1)
+    rows = logits_nV.shape[0]
+    if logits_nV.device.type == "cpu":
+        rows = max(1, CPU_BLOCK_BYTES // (4 * logits_nV.shape[1]))
+    for block, top, total in zip(logits_nV.split(rows), top_n1.split(rows), sum_n1.split(rows), strict=True):
+        torch.amax(block, 1, keepdim=True, out=top)
+        torch.sum(block.sub_(top).exp_(), 1, keepdim=True, out=total)
+    return (sum_n1.log() + top_n1 - target_n1)[:, 0], logits_nV, sum_n1

@@ -32,6 +32,7 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(shape.n_embd, shape.n_embd)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
+        """Return what attention adds to the stream."""
         qkv = self.c_attn(x_BTC).unflatten(-1, (3, self.num_heads, -1))
         q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4)
         out_BHTD = self._attend(q_BHTD, k_BHTD, v_BHTD)
@@ -61,6 +62,7 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * shape.n_embd, shape.n_embd)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
+        """Return what the MLP adds to the stream."""
         return self.c_proj(F.gelu(self.c_fc(x_BTC), approximate="tanh"))
 
 
@@ -76,6 +78,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(shape.dropout)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
+        """Return the stream after this layer."""
         x_BTC = x_BTC + self.dropout(self.attn(self.ln_1(x_BTC)))
         return x_BTC + self.dropout(self.mlp(self.ln_2(x_BTC)))
 

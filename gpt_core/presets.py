@@ -29,8 +29,8 @@ class ModelShape:
     vocabulary_size: int
     dropout: float = 0.0
     attention_band: int | None = None
-    """Positions a token sees in every second layer (itself included); None = all layers dense.
-    GPT-3 alternates dense and locally banded layers (Brown et al. 2020, 2.1) and does not publish the band."""
+    """Positions a token sees in every second layer, itself included; None = all layers dense.
+    GPT-3 alternates dense and locally banded layers (Brown et al. 2020, 2.1); its band is not published."""
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "num_positions", "vocabulary_size"):
@@ -51,6 +51,7 @@ class ModelShape:
 
     @property
     def head_width(self) -> int:
+        """Width of one attention head."""
         return self.n_embd // self.n_head
 
     @property
@@ -66,7 +67,7 @@ class ModelShape:
 
     @property
     def untrained_loss(self) -> float:
-        """ln V + d sigma^2 / 2: logits of N(0, d sigma^2) after the final LayerNorm."""
+        """Expected loss at the start, ln V + d sigma^2 / 2: the logits are N(0, d sigma^2)."""
         return math.log(self.vocabulary_size) + self.n_embd * INITIAL_SIGMA**2 / 2
 
     def flops_a_token(self, num_tokens: int) -> float:
@@ -83,6 +84,7 @@ class ModelShape:
         return self.attention_band is not None and layer % 2 == 1
 
     def to_dict(self) -> dict[str, int | float | None]:
+        """Return the fields as plain values; ``ModelShape(**values)`` is the way back."""
         return asdict(self)
 
 

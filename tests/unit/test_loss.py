@@ -19,7 +19,8 @@ def make_case(num_rows=96, width=8, vocabulary_size=33):
 
 @pytest.mark.parametrize("chunk_bytes", [1, 32 * 33 * 4, 10**9])
 def test_loss_and_gradients_equal_the_plain_ones_for_any_chunk(monkeypatch, chunk_bytes):
-    monkeypatch.setattr(loss, "LOGITS_BYTES_A_CHUNK", chunk_bytes)
+    monkeypatch.setattr(loss, "CPU_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(loss, "CPU_BLOCK_BYTES", chunk_bytes // 7)
     hidden, weight, targets = make_case()
     plain = F.cross_entropy(F.linear(hidden, weight).flatten(0, 1), targets.flatten())
     expected = torch.autograd.grad(plain, (hidden, weight))
@@ -41,7 +42,9 @@ def test_token_losses_average_to_the_reference_cross_entropy():
     losses = loss.token_losses(hidden, weight, targets)
     logits = hidden.detach().double().numpy().reshape(96, 8) @ weight.detach().double().numpy().T
     assert losses.shape == targets.shape
-    assert losses.mean().item() == pytest.approx(gpt2_numpy.cross_entropy(logits, targets.numpy().ravel()), abs=1e-5)
+    assert losses.mean().item() == pytest.approx(
+        gpt2_numpy.cross_entropy(logits, targets.numpy().ravel()), abs=1e-5
+    )
 
 
 def test_bf16_inputs_give_an_fp32_loss_near_the_fp32_one():
@@ -50,3 +53,10 @@ def test_bf16_inputs_give_an_fp32_loss_near_the_fp32_one():
     rough = loss.next_token_loss(hidden.bfloat16(), weight.bfloat16(), targets)
     assert rough.dtype == torch.float32
     np.testing.assert_allclose(rough.item(), exact, rtol=2e-2)
+
+
+def test_logits_far_beyond_the_range_of_exp_keep_their_loss():
+    hidden = torch.tensor([[[1.0], [-1.0]]])
+    weight = torch.tensor([[500.0], [0.0], [-500.0]])
+    losses = loss.token_losses(hidden, weight, torch.tensor([[1, 1]]))
+    assert losses.tolist() == [[500.0, 500.0]]

@@ -107,7 +107,9 @@ def test_logits_equal_those_of_the_public_implementation():
     state = peer.state_dict()
     linear = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     for name, parameter in model.named_parameters():
-        state[f"transformer.{name}"].copy_(parameter.detach().t() if name.endswith(linear) else parameter.detach())
+        state[f"transformer.{name}"].copy_(
+            parameter.detach().t() if name.endswith(linear) else parameter.detach()
+        )
     ids = some_ids(TINY, 2, 24)
     with torch.no_grad():
         difference = (peer(ids).logits - model(ids)).abs().max().item()

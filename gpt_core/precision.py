@@ -1,0 +1,62 @@
+"""What a device can compute well, and its peak rate where that is published."""
+
+import torch
+
+from gpt_core.errors import ResourceError
+
+# Dense bf16 peaks in FLOP/s by the device names CUDA reports, from the vendor's data sheets.
+PEAK_FLOPS = {
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2.25e15,
+}
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the dtype to compute in for "auto", "fp32" or "bf16".
+
+    "auto" takes bf16 only where the device has matrix units for it: without them bf16 products
+    are slower than fp32 ones.
+
+    Raises:
+        ResourceError: bf16 asked for on a device without instructions for it.
+    """
+    if precision == "fp32":
+        return torch.float32
+    if precision == "auto":
+        return torch.bfloat16 if has_bf16_matrix_units(device) else torch.float32
+    if not has_bf16_matrix_units(device) and not _has_bf16_vectors(device):
+        raise ResourceError(
+            "train.precision",
+            f"bf16 on a {device.type} without bf16 instructions",
+            "fp32 or auto",
+            "use fp32",
+        )
+    return torch.bfloat16
+
+
+def has_bf16_matrix_units(device: torch.device) -> bool:
+    """Say whether products in bf16 run on matrix units: AMX, or CUDA from capability 8.0."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and _cpu_has("_is_amx_tile_supported")
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Return the dense bf16 peak in FLOP/s; None where it is not known: no MFU rather than a wrong one."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+
+
+def _has_bf16_vectors(device: torch.device) -> bool:
+    return device.type == "cpu" and _cpu_has("_is_avx512_bf16_supported")
+
+
+def _cpu_has(question: str) -> bool:
+    # torch offers these under private names only; a release without them counts as "no".
+    ask = getattr(torch.cpu, question, None)
+    return bool(ask and ask())

@@ -1,0 +1,47 @@
+"""Runs a function on several processes joined by gloo, for tests of what ranks do together."""
+
+import multiprocessing as mp
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from gpt_core.reduction import Ranks
+
+_CONTEXT = mp.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torch", "gpt_core.training"])
+
+
+def run_on_ranks(num_ranks, folder, function, *arguments):
+    """Return [function(Ranks, *arguments) of rank 0, 1, ...]; function must be importable by its name."""
+    meeting = Path(folder) / f"meeting-{num_ranks}-{len(list(Path(folder).iterdir()))}"
+    queue = _CONTEXT.SimpleQueue()
+    processes = [
+        _CONTEXT.Process(
+            target=_body, args=(queue, Ranks(rank, num_ranks), str(meeting), function, arguments)
+        )
+        for rank in range(num_ranks)
+    ]
+    for process in processes:
+        process.start()
+    results = dict(queue.get() for _ in processes)
+    for process in processes:
+        process.join()
+    errors = [result for result in results.values() if isinstance(result, Exception)]
+    if errors:
+        raise errors[0]
+    return [results[rank] for rank in range(num_ranks)]
+
+
+def _body(queue, ranks, meeting, function, arguments):
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{meeting}", rank=ranks.rank, world_size=ranks.num_ranks
+        )
+        result = function(ranks, *arguments)
+    except Exception as error:
+        result = error
+    queue.put((ranks.rank, result))
+    if dist.is_initialized():
+        dist.destroy_process_group()

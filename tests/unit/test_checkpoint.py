@@ -1,0 +1,166 @@
+"""Promises of gpt_core.checkpoint."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gpt_core import checkpoint
+from gpt_core.checkpoint import DamagedCheckpointWarning, Description
+from gpt_core.errors import CheckpointError
+from gpt_core.presets import ModelShape
+
+SHAPE = ModelShape(1, 1, 8, 4, 16)
+DESCRIPTION = Description(
+    step=100,
+    tokens=4096,
+    shape=SHAPE,
+    recipe={"learning_rate": 6e-4},
+    settings={"seed": 3},
+    corpus_digest="ab" * 32,
+    tokenizer={"name": "gpt2", "vocabulary_size": 50257},
+    metrics={"validation_loss": 4.0},
+)
+
+
+def make_tensors(seed=0):
+    flat = torch.randn(100, generator=torch.Generator().manual_seed(seed))
+    return {"wte.weight": flat[:32].view(4, 8), "ln_f.bias": flat[32:40]}
+
+
+def write(folder, step=100, loss=4.0):
+    weights = make_tensors(step)
+    moments = {f"first_moment/{name}": tensor * 2 for name, tensor in weights.items()}
+    description = replace(DESCRIPTION, step=step, metrics={"validation_loss": loss})
+    return checkpoint.write(folder, description, weights, moments)
+
+
+def test_what_is_written_is_what_is_loaded(tmp_path):
+    path = write(tmp_path)
+    loaded = checkpoint.load(path)
+    assert loaded.description == DESCRIPTION
+    for name, tensor in make_tensors(100).items():
+        assert torch.equal(loaded.weights[name], tensor)
+        assert torch.equal(loaded.load_optimizer()[f"first_moment/{name}"], tensor * 2)
+
+
+def test_the_public_library_reads_the_files(tmp_path):
+    path = write(tmp_path)
+    assert torch.equal(load_file(path / "weights.safetensors")["wte.weight"], make_tensors(100)["wte.weight"])
+
+
+def test_bf16_tensors_survive(tmp_path):
+    weights = {"x": torch.arange(6, dtype=torch.bfloat16).view(2, 3)}
+    path = checkpoint.write(tmp_path, DESCRIPTION, weights, {})
+    assert torch.equal(checkpoint.load(path).weights["x"], weights["x"])
+
+
+def test_a_run_folder_stands_for_its_newest_checkpoint(tmp_path):
+    write(tmp_path, 9)
+    write(tmp_path, 100)
+    assert checkpoint.load(tmp_path).step == 100
+
+
+def test_inference_needs_no_optimizer_file(tmp_path):
+    path = write(tmp_path)
+    (path / "optimizer.safetensors").unlink()
+    loaded = checkpoint.load(path)
+    assert set(loaded.weights) == set(make_tensors())
+    with pytest.raises(CheckpointError, match=r"no optimizer\.safetensors"):
+        loaded.load_optimizer()
+
+
+def truncate(path: Path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path: Path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "checkpoint.json"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, damage, name):
+    write(tmp_path, 50)
+    damage(write(tmp_path, 100) / name)
+    with pytest.warns(DamagedCheckpointWarning, match="step-00000100"):
+        newest = checkpoint.load_newest(tmp_path)
+    assert newest is not None
+    assert newest.step == 50
+
+
+def test_every_flipped_bit_of_the_description_is_found(tmp_path):
+    file = write(tmp_path) / "checkpoint.json"
+    whole = file.read_bytes()
+    for position in range(0, len(whole), 7):
+        file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        if json_equal(whole, file.read_bytes()):
+            continue  # a changed blank between values means the same
+        with pytest.raises(CheckpointError):
+            checkpoint.load(file.parent)
+
+
+def json_equal(first, second):
+    try:
+        return json.loads(first) == json.loads(second)
+    except ValueError:
+        return False
+
+
+def test_a_crash_before_the_rename_leaves_nothing_that_counts(tmp_path, monkeypatch):
+    write(tmp_path, 50)
+
+    def crash(aside, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "_replace_folder", crash)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path, 100)
+    assert checkpoint.load(tmp_path).step == 50
+    write(tmp_path, 100)
+    assert checkpoint.load(tmp_path).step == 100
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_the_older_checkpoint(tmp_path, monkeypatch):
+    write(tmp_path, 50)
+
+    def full(file, tensors):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        write(tmp_path, 100)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000050"]
+
+
+def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path):
+    truncate(write(tmp_path) / "weights.safetensors")
+    write(tmp_path)
+    assert checkpoint.load(tmp_path).step == 100
+
+
+def test_pruning_keeps_the_newest_and_the_best_and_clears_leftovers(tmp_path):
+    for step, loss in ((1, 5.0), (2, 3.0), (3, 4.0), (4, 4.5), (5, 4.2)):
+        write(tmp_path, step, loss)
+    (tmp_path / "checkpoints" / "aside-step-00000006").mkdir()
+    checkpoint.prune(tmp_path, keep=2)
+    assert [p.name[-1] for p in checkpoint.list_paths(tmp_path)] == ["2", "4", "5"]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 3
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        checkpoint.load(tmp_path)
+
+
+def test_another_format_is_refused_by_name(tmp_path):
+    path = write(tmp_path)
+    (path / "checkpoint.json").write_text('{"format": "something 9"}')
+    with pytest.raises(CheckpointError, match="gpt-herd checkpoint 1"):
+        checkpoint.load(path)
