@@ -11,6 +11,7 @@ import difflib
 import importlib
 import importlib.metadata
 import os
+import select
 import sys
 import traceback
 from pathlib import Path
@@ -159,8 +160,12 @@ def _fail(message: str, exit_code: int, *, show_traceback: bool = False) -> int:
 def _stdout_is_closed() -> bool:
     """Tell whether the reader of our output went away, and if so let Python exit in peace."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        stdout = sys.stdout.fileno()
+    except (OSError, ValueError):  # no real file, as under a test's capture
+        return False
+    poll = select.poll()
+    poll.register(stdout, 0)
+    closed = any(events & select.POLLERR for _, events in poll.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return closed

@@ -148,7 +148,7 @@ class Flags:
         value = yaml_scalars.plain(text)
         kind = _TYPES[type(value)]
         fits = not kinds or kind in kinds or (kind == "integer" and "number" in kinds)
-        if "string" in kinds and not fits:
+        if "string" in kinds and (not fits or not text):
             return text
         if isinstance(value, float) and not math.isfinite(value):
             return self._mistake(flag, text, "a finite number", "mend it")

@@ -168,7 +168,9 @@ class _Load(Generic[Model]):
         if self.file is None:
             place = ", ".join(below) if below and path else self.program
             return f"{place}: {name}" if name else place
-        place = " with ".join([self.file.place(path), *below]) if path else self.file.name
+        place = self.file.place(path)
+        if below and path:
+            place = f"{place} with {', '.join(below)}"
         return f"{place}: {name}" if name else place
 
     def _rank(self, path: Path) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.command_line import yaml_scalars
 from jobs.command_line.mistakes import show
-from jobs.command_line.schema import Node, Schema
+from jobs.command_line.schema import Node, Schema, choices
 
 _YES_NO = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
@@ -14,12 +14,13 @@ _YES_NO = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 def remedy(schema: Schema, node: Node, value: Any) -> str:
     """Return how to write what was probably meant, else what the default is."""
     kinds = schema.kinds(node)
+    alternatives = schema.alternatives(node)
     match value:
         case str():
-            meant = _for_text(value, kinds) or _nearest_choice(value, schema.alternatives(node))
+            meant = _for_text(value, kinds) or _nearest_choice(value, alternatives)
         case float() if value.is_integer() and "integer" in kinds:
             meant = f"write {int(value)}"
-        case int() | float() if "string" in kinds:
+        case int() | float() if any(map(_is_free_text, alternatives)):
             meant = f'write "{show(value)}" in quotes'
         case _:
             meant = None
@@ -38,9 +39,13 @@ def _for_text(value: str, kinds: set[str]) -> str | None:
 
 
 def _nearest_choice(value: str, alternatives: list[Node]) -> str | None:
-    choices = [str(choice) for kind in alternatives for choice in kind.get("enum", ())]
-    near = difflib.get_close_matches(value, choices, n=1)
+    known = [choice for kind in alternatives for choice in choices(kind)]
+    near = difflib.get_close_matches(value, known, n=1)
     return f"did you mean {near[0]}?" if near else None
+
+
+def _is_free_text(kind: Node) -> bool:
+    return kind.get("type") == "string" and not choices(kind)
 
 
 def _default(node: Node) -> str:

@@ -98,9 +98,8 @@ class Schema:
         return " or ".join(dict.fromkeys(phrases))
 
     def _phrase(self, kind: Node, unit: str) -> str:
-        choices = [str(choice) for choice in kind.get("enum", [kind["const"]] if "const" in kind else [])]
-        if choices:
-            return f"one of {', '.join(choices)}" if len(choices) > 2 else " or ".join(choices)
+        if words := choices(kind):
+            return f"one of {', '.join(words)}" if len(words) > 2 else " or ".join(words)
         phrases = {
             "integer": f"a whole number{unit}{_limits(kind)}",
             "number": f"a number{unit}{_limits(kind)}",
@@ -119,6 +118,11 @@ class Schema:
         types = [plurals.get(item.get("type", ""), "values") for item in self.alternatives(kind["items"])]
         least = f", at least {kind['minItems']}" if kind.get("minItems") else ""
         return f"a list of {' or '.join(dict.fromkeys(types))}{least}"
+
+
+def choices(kind: Node) -> list[str]:
+    """Return the words a kind of value is limited to, or none where it is free."""
+    return [str(choice) for choice in kind.get("enum", [kind["const"]] if "const" in kind else [])]
 
 
 def _limits(kind: Node) -> str:

@@ -103,7 +103,13 @@ class SettingsFile:
         try:
             value = yaml_scalars.tagged(node.tag, node.value)
         except ValueError:
-            return self._mistake(node, path, f"the tag {node.tag}", "a plain value", "remove the tag")
+            return self._mistake(
+                node,
+                path,
+                f"the tag {node.tag.replace('tag:yaml.org,2002:', '!!')}",
+                "a plain value",
+                "remove the tag",
+            )
         if isinstance(value, float) and not math.isfinite(value):
             return self._mistake(node, path, node.value, "a finite number", "mend it")
         return value

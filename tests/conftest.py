@@ -1,0 +1,14 @@
+"""What every test relies on: nothing leaves the machine, and Hypothesis does not time single examples."""
+
+import os
+
+from hypothesis import settings
+
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+settings.register_profile("shared-machine", deadline=None)
+settings.load_profile("shared-machine")
