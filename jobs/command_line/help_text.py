@@ -34,8 +34,12 @@ def render(program: str, description: str, model: type[BaseModel], config: str |
     usage = f"usage: {program} [--config FILE] [--section.field VALUE ...]"
     schema = Schema(model)
     sections = [_section(name, doc, rows) for name, doc, rows in _sections(schema, schema.root, (), None)]
-    example = [f"example\n  {program} --config {config}"] if config else []
-    return "\n\n".join([f"{program}: {description}", usage, _OPTIONS, *sections, _VALUES, *example])
+    example = f"example\n  {program} {f'--config {config}' if config else _required(schema)}".rstrip()
+    return "\n\n".join([f"{program}: {description}", usage, _OPTIONS, *sections, _VALUES, example])
+
+
+def _required(schema: Schema) -> str:
+    return " ".join(f"--{name} {name.upper()}" for name in schema.root.get("required", ()))
 
 
 def _section(name: str, doc: str, rows: list[tuple[str, str]]) -> str:

@@ -426,6 +426,11 @@ def test_help_has_one_line_a_setting_with_type_unit_and_default():
     assert lines[-1] == "  herd sample --config jobs/configs/sample.yaml"
 
 
+def test_help_of_a_job_without_a_config_shows_what_is_required():
+    text = render("herd sample", "Make a sample.", Job, None)
+    assert text.endswith("\n\nexample\n  herd sample --output OUTPUT")
+
+
 # The program
 
 
