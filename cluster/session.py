@@ -71,7 +71,7 @@ def connect(settings: ClusterSettings) -> Iterator[Cluster]:
     if address and settings.num_cpus:
         raise ResourceError("cluster.num_cpus", str(settings.num_cpus), "none together with an address", "leave it out")
     _prepare_environment(embedded=address is None)
-    import ray  # noqa: PLC0415 - the environment above must be set first
+    import ray
 
     quiet_libraries()
     _start(settings, address)
@@ -103,15 +103,23 @@ def quiet_libraries() -> None:
 
 
 def _start(settings: ClusterSettings, address: str | None) -> None:
-    import ray  # noqa: PLC0415
+    import ray
 
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": True,
+    }
     if address is None:
         cpus = settings.num_cpus or len(os.sched_getaffinity(0))
         memory_bytes = settings.object_store_bytes
         with _native_code_silenced():
             ray.init(
-                address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=memory_bytes, **options
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                object_store_memory=memory_bytes,
+                **options,
             )
         return
     # Ray switches token authentication on by itself only for "auto"; an explicit address fails after 20 s without it.

@@ -82,7 +82,7 @@ def run_shard_job(job: ShardJob, cluster: Cluster) -> Ledger:
 
 def _stream(job: ShardJob, pending: np.ndarray, cluster: Cluster) -> Iterator[Row]:
     """Yield the rows of pending plans as actors commit them."""
-    import ray.data  # noqa: PLC0415 - after the session prepared its environment
+    import ray.data
 
     quiet_libraries()
     context = ray.data.DataContext.get_current()
@@ -114,7 +114,11 @@ class _ShardActor:
     """Runs one worker in a Ray actor and keeps the ledger's promises around it."""
 
     def __init__(
-        self, plans: Sequence[Any], make_worker: Callable[[], Callable[[Any], Row]], folder: str, max_tries: int
+        self,
+        plans: Sequence[Any],
+        make_worker: Callable[[], Callable[[Any], Row]],
+        folder: str,
+        max_tries: int,
     ) -> None:
         self._plans, self._make_worker = plans, make_worker
         self._worker = make_worker()
@@ -134,7 +138,7 @@ class _ShardActor:
             except UserError as error:
                 # As data: Ray Data changes the text of exceptions on their way.
                 return {"index": index, "user_error": [type(error).__name__, *error.args]}
-            except Exception as error:  # noqa: BLE001 - a poison plan must not stop the others
+            except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
                 self._worker = self._make_worker()
             else:

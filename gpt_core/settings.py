@@ -6,14 +6,25 @@ number. Field docstrings are the help text. Nothing else in ``gpt_core`` imports
 module, so that the rest runs where pydantic is not installed.
 """
 
+import os
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def absolute(place: str) -> str:
+    """Return a local path as an absolute one, since a Ray worker's current folder is another; URLs stay."""
+    if not place or "://" in place or place.startswith("$"):
+        return place
+    return os.path.abspath(os.path.expanduser(place))  # noqa: PTH100, PTH111 - Path would eat the end of a glob
+
 
 Count = Annotated[int, Field(gt=0)]
 Index = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Place = Annotated[str, AfterValidator(absolute)]
+Places = Annotated[tuple[Place, ...], Field(strict=False)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 PresetName = Literal[
     "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl",
@@ -34,9 +45,9 @@ class ClusterSettings(Settings):
     """Where the job runs."""
 
     address: str | None = None
-    """Ray cluster to use: "auto", HOST:PORT or ray://HOST:PORT; none starts a Ray of its own (or takes RAY_ADDRESS)."""
+    """Ray cluster to use: "auto", HOST:PORT or ray://HOST:PORT; null starts a Ray of its own (or takes RAY_ADDRESS)."""
     num_cpus: Count | None = None
-    """CPUs the job's own Ray may use; none means all of this machine. Not allowed together with an address."""
+    """CPUs the job's own Ray may use; null means all of this machine. Not allowed together with an address."""
     object_store_bytes: Annotated[int, Field(ge=78_643_200)] = 268_435_456
     """Shared memory of the job's own Ray in bytes, at least 75 MiB. No text and no token goes through it."""
 
@@ -47,7 +58,7 @@ class TrackingSettings(Settings):
     enabled: bool = True
     """Send records to MLflow; false keeps them in the output folder's journal only."""
     uri: str | None = None
-    """MLflow tracking address; none takes MLFLOW_TRACKING_URI, else a SQLite file beside the output folder."""
+    """MLflow tracking address; null takes MLFLOW_TRACKING_URI, else a SQLite file beside the output folder."""
     experiment: str = "gpt-herd"
     """MLflow experiment the runs belong to."""
 
@@ -65,7 +76,7 @@ class PoolSettings(Settings):
     min_actors: Count = 1
     """Actors that are always there."""
     max_actors: Count | None = None
-    """Actors at most; none means one for each CPU of the cluster."""
+    """Actors at most; null means one for each CPU of the cluster."""
     cpus_per_actor: Positive = 0.5
     """CPUs Ray reserves for an actor; below 1, so that actors never starve Ray Data's own tasks."""
     max_tries: Count = 3
@@ -74,7 +85,9 @@ class PoolSettings(Settings):
     @model_validator(mode="after")
     def _bounds(self) -> Self:
         if self.max_actors is not None and self.max_actors < self.min_actors:
-            raise ValueError(f"max_actors {self.max_actors} is below min_actors {self.min_actors}; raise it or leave it out")
+            raise ValueError(
+                f"max_actors {self.max_actors} is below min_actors {self.min_actors}; raise it or leave it out"
+            )
         return self
 
 
@@ -83,7 +96,7 @@ class SourceSettings(Settings):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     """Name in manifests, traces and mixtures: letters, digits, dots, dashes."""
-    paths: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    paths: Annotated[Places, Field(min_length=1)]
     """Files, folders, globs or URLs (s3://, gs://); $STDLIB is Python's own standard library."""
     exclude: Names = ()
     """Globs, relative to the path they are found under, of files to leave out."""
@@ -92,7 +105,7 @@ class SourceSettings(Settings):
     text_field: str = "text"
     """Field of jsonl, parquet and Arrow rows that holds the document."""
     separator: str | None = None
-    """String between the documents of a text file; none makes each file one document."""
+    """String between the documents of a text file; null makes each file one document."""
 
 
 class TokenizerSettings(Settings):
@@ -107,9 +120,9 @@ class TokenizerSettings(Settings):
 class TokenizeSettings(Settings):
     """What `herd tokenize` reads and writes."""
 
-    output: str
+    output: Place
     """Folder or URL of the corpus: shards, rejects and manifest."""
-    input: Names = ()
+    input: Places = ()
     """Files, folders, globs or URLs of a corpus with one source; use `sources` for several."""
     sources: Annotated[tuple[SourceSettings, ...], Field(strict=False)] = ()
     """Named sources with weights."""
@@ -147,7 +160,7 @@ class ModelSettings(Settings):
     preset: PresetName = "gpt2"
     """Published shape to start from."""
     n_layer: Count | None = None
-    """Transformer blocks; none takes the preset's."""
+    """Transformer blocks; null takes the preset's."""
     n_head: Count | None = None
     """Attention heads a block; divides n_embd."""
     n_embd: Count | None = None
@@ -155,11 +168,11 @@ class ModelSettings(Settings):
     num_positions: Count | None = None
     """Longest context in tokens."""
     vocabulary_size: Count | None = None
-    """Rows of the token embedding; none takes the corpus's tokenizer."""
+    """Rows of the token embedding; null takes the corpus's tokenizer."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout rate of embeddings, attention and residual branches."""
     attention_band: Count | None = None
-    """Band in tokens of every second layer (GPT-3's alternating pattern); none is dense attention everywhere."""
+    """Band in tokens of every second layer (GPT-3's alternating pattern); null is dense attention everywhere."""
 
     def overrides(self) -> dict[str, Any]:
         """Return the fields that replace the preset's."""
@@ -178,7 +191,7 @@ class RecipeSettings(Settings):
     warmup_tokens: Index = 0
     """Tokens of linear warm-up."""
     decay_tokens: Count | None = None
-    """Tokens at which the cosine decay ends; none is the end of training."""
+    """Tokens at which the cosine decay ends; null is the end of training."""
     beta1: Share = 0.9
     """AdamW's first-moment decay."""
     beta2: Share = 0.95
@@ -199,7 +212,7 @@ class TrainSettings(Settings):
     num_steps: Count = 1000
     """Optimizer steps."""
     context_tokens: Count | None = None
-    """Tokens of a training window; none takes the model's num_positions."""
+    """Tokens of a training window; null takes the model's num_positions."""
     batch_sequences: Count = 512
     """Sequences of an optimizer step, over all workers."""
     micro_batch_sequences: Count = 4
@@ -217,7 +230,7 @@ class TrainSettings(Settings):
     seed: Index = 0
     """Seed of initial weights, data order and dropout."""
     evaluate_every_steps: Count | None = 100
-    """Steps between evaluations on the held-out split; none evaluates at the end only."""
+    """Steps between evaluations on the held-out split; null evaluates at the end only."""
     evaluate_sequences: Count = 64
     """Windows of the held-out split used by each of these evaluations."""
     checkpoint_every_steps: Count = 100
@@ -245,16 +258,18 @@ class TrainSettings(Settings):
                 f"take {below} or {2 * below}, or reduction fast"
             )
         if micro_batches % self.num_workers:
-            raise ValueError(f"num_workers {self.num_workers} does not divide the {micro_batches} micro-batches of a step")
+            raise ValueError(
+                f"num_workers {self.num_workers} does not divide the {micro_batches} micro-batches of a step"
+            )
         return self
 
 
 class PretrainSettings(Settings):
     """What `herd pretrain` reads, trains and writes."""
 
-    corpus: str
+    corpus: Place
     """Folder or URL of a corpus made by `herd tokenize`."""
-    output: str
+    output: Place
     """Folder of the run: checkpoints, journal and settings."""
     model: ModelSettings = ModelSettings()
     recipe: RecipeSettings = RecipeSettings()
@@ -264,18 +279,18 @@ class PretrainSettings(Settings):
 class EvaluateSettings(Settings):
     """What `herd evaluate` measures."""
 
-    checkpoint: str
+    checkpoint: Place
     """Checkpoint folder, or a run folder whose newest whole checkpoint is taken."""
-    corpus: str
+    corpus: Place
     """Corpus to measure on."""
-    output: str
+    output: Place
     """Folder for the results."""
     split: Literal["train", "validation"] = "validation"
     """Split of the corpus to measure on."""
     context_tokens: Count | None = None
-    """Tokens of a window; none takes the model's num_positions."""
+    """Tokens of a window; null takes the model's num_positions."""
     max_windows: Count | None = None
-    """Windows measured at most, from the start of the split; none measures all."""
+    """Windows measured at most, from the start of the split; null measures all."""
     windows_per_shard: Count = 64
     """Windows of one planned piece of work."""
     batch_sequences: Count = 16
@@ -291,7 +306,7 @@ class SamplingSettings(Settings):
     temperature: Annotated[float, Field(ge=0)] = 1.0
     """Divides the logits; 0 is greedy."""
     top_k: Count | None = 40
-    """Keep the k likeliest tokens; 1 is greedy, none keeps all."""
+    """Keep the k likeliest tokens; 1 is greedy, null keeps all."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     """Keep the likeliest tokens that together reach this probability."""
     min_p: Share | None = None
@@ -305,7 +320,7 @@ class SamplingSettings(Settings):
     seed: Index = 0
     """Seed of the draws; each token depends on (seed, prompt id, sample, position) alone."""
     logprobs: Index | None = None
-    """Likeliest alternatives recorded for each token; none records no log-probabilities."""
+    """Likeliest alternatives recorded for each token; null records no log-probabilities."""
 
 
 class EngineSettings(Settings):
@@ -326,11 +341,11 @@ class EngineSettings(Settings):
 class GenerateSettings(Settings):
     """What `herd generate` completes."""
 
-    checkpoint: str
+    checkpoint: Place
     """Checkpoint folder, or a run folder whose newest whole checkpoint is taken."""
-    prompts: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    prompts: Annotated[Places, Field(min_length=1)]
     """Prompt files: txt (a prompt a line), jsonl (prompt, optional id and sampling), parquet or Arrow."""
-    output: str
+    output: Place
     """Folder of the generated dataset."""
     format: Literal["jsonl", "arrow"] = "jsonl"
     """File format of the rows."""
@@ -344,7 +359,7 @@ class GenerateSettings(Settings):
 class ServeSettings(Settings):
     """What `herd serve` serves."""
 
-    checkpoint: str
+    checkpoint: Place
     """Checkpoint folder, or a run folder whose newest whole checkpoint is taken."""
     host: str = "127.0.0.1"
     """Address to listen on; any but loopback needs an API key in HERD_API_KEY."""
@@ -377,31 +392,64 @@ class ServeJob(ServeSettings, JobSettings):
     """Settings of `herd serve`."""
 
 
+class TokenizeStage(TokenizeSettings):
+    """Tokenizing inside a pipeline."""
+
+    output: Place = ""
+    """Folder or URL of the corpus; by default OUTPUT/corpus."""
+
+
+class PretrainStage(PretrainSettings):
+    """Pretraining inside a pipeline."""
+
+    corpus: Place = ""
+    """Corpus to train on; by default the tokenized one."""
+    output: Place = ""
+    """Folder of the run; by default OUTPUT/model."""
+
+
+class EvaluateStage(EvaluateSettings):
+    """Evaluation inside a pipeline."""
+
+    checkpoint: Place = ""
+    """Checkpoint or run to measure; by default the pretrained one."""
+    corpus: Place = ""
+    """Corpus to measure on; by default the tokenized one."""
+    output: Place = ""
+    """Folder for the results; by default OUTPUT/evaluation."""
+
+
+class GenerateStage(GenerateSettings):
+    """Generation inside a pipeline."""
+
+    checkpoint: Place = ""
+    """Checkpoint or run that completes; by default the pretrained one."""
+    output: Place = ""
+    """Folder of the generated dataset; by default OUTPUT/generated."""
+
+
 class PipelineJob(JobSettings):
     """Settings of `herd pipeline`: the stages of one output folder, each fed by the one before."""
 
-    output: str
+    output: Place
     """Folder of the whole pipeline; each stage writes a folder of its own in it."""
-    tokenize: TokenizeSettings
-    pretrain: PretrainSettings
-    evaluate: EvaluateSettings
-    generate: GenerateSettings
+    tokenize: TokenizeStage
+    pretrain: PretrainStage = PretrainStage()
+    evaluate: EvaluateStage = EvaluateStage()
+    generate: GenerateStage
 
-    @model_validator(mode="before")
-    @classmethod
-    def _stage_folders(cls, data: Any) -> Any:
-        """Give each stage the folders that follow from the pipeline's output."""
-        if not isinstance(data, dict) or not isinstance(data.get("output"), str):
-            return data
-        output = data["output"].rstrip("/")
-        folders = {
-            "tokenize": {"output": f"{output}/corpus"},
-            "pretrain": {"corpus": f"{output}/corpus", "output": f"{output}/model"},
-            "evaluate": {"checkpoint": f"{output}/model", "corpus": f"{output}/corpus", "output": f"{output}/evaluation"},
-            "generate": {"checkpoint": f"{output}/model", "output": f"{output}/generated"},
-        }
-        filled = {
-            stage: {**given, **data[stage]} if isinstance(data.get(stage), dict) else data.get(stage, given)
-            for stage, given in folders.items()
-        }
-        return {**data, **filled}
+    @model_validator(mode="after")
+    def _stage_folders(self) -> Self:
+        """Give each stage the folders that follow from the pipeline's output and from the stages before."""
+        self._fill("tokenize", output=f"{self.output}/corpus")
+        self._fill("pretrain", corpus=self.tokenize.output, output=f"{self.output}/model")
+        trained = self.pretrain.output
+        self._fill("evaluate", checkpoint=trained, corpus=self.tokenize.output, output=f"{self.output}/evaluation")
+        self._fill("generate", checkpoint=trained, output=f"{self.output}/generated")
+        return self
+
+    def _fill(self, stage: str, **places: str) -> None:
+        settings = getattr(self, stage)
+        empty = {name: place for name, place in places.items() if not getattr(settings, name)}
+        # The object is frozen for its users; here it is still being made.
+        object.__setattr__(self, stage, settings.model_copy(update=empty))

@@ -1,0 +1,29 @@
+"""`herd pipeline`: tokenize, pretrain, evaluate and generate, each stage fed by the one before."""
+
+from dataclasses import dataclass
+
+from cluster import evaluating, generating, tokenizing, training
+from cluster.stages import stages_of
+from gpt_core.evaluation import Measured
+from gpt_core.settings import PipelineJob
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineResult:
+    """What the stages made, and how long each took; None seconds for a stage that was skipped."""
+
+    corpus: tokenizing.Tokenized
+    model: training.Trained
+    evaluation: Measured
+    generated: generating.Generated
+    seconds: dict[str, float | None]
+
+
+def run_pipeline(job: PipelineJob) -> PipelineResult:
+    """Run every stage whose output is not there yet and return what all of them made."""
+    with stages_of(job, "pipeline", job.output) as stages:
+        corpus = stages.run("tokenize", tokenizing, job.tokenize)
+        model = stages.run("pretrain", training, job.pretrain)
+        evaluation = stages.run("evaluate", evaluating, job.evaluate)
+        generated = stages.run("generate", generating, job.generate)
+    return PipelineResult(corpus, model, evaluation, generated, stages.seconds)

@@ -1,0 +1,102 @@
+"""Ray Serve deployments of a checkpoint: one engine a replica.
+
+`herd serve` puts an HTTP ingress before the replicas (``cluster.http_api``); `herd generate`
+calls them through a handle and starts no HTTP server at all.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from cluster.session import Cluster, quiet_libraries
+from gpt_core.generation import GenerationRequest, TokenEvent
+from gpt_core.settings import EngineSettings
+
+GENERATOR = "Generator"
+# Ray Serve's router collapses when callers hold more calls in flight than this (its default is 5);
+# callers bound themselves far below.
+_MAX_ONGOING_REQUESTS = 4096
+
+
+class Generator:
+    """One replica: a checkpoint, an engine and its loop.
+
+    Args:
+        checkpoint: Path of one checkpoint folder that every node can read.
+        settings: Slots, threads, device and precision.
+    """
+
+    def __init__(self, checkpoint: str, settings: EngineSettings) -> None:
+        # Imported here: the driver that only describes the deployment needs no torch.
+        import torch
+
+        from cluster.engine_loop import EngineLoop
+        from gpt_core import checkpoint as checkpoints
+        from gpt_core.engine import Engine, EngineOptions
+        from gpt_core.tokenizer import load_tokenizer
+
+        torch.set_num_threads(settings.threads_per_replica)
+        device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+        loaded = checkpoints.load(checkpoint)
+        self.tokenizer = load_tokenizer(loaded.tokenizer["name"])
+        options = EngineOptions(slots=settings.num_slots, precision=settings.precision, device=device)
+        self._loop = EngineLoop(Engine(loaded.weights, loaded.shape, self.tokenizer, options))
+
+    async def complete(self, requests: list[GenerationRequest]) -> list[list[Any]]:
+        """Return the finished samples of every request, in the requests' order."""
+        return list(await asyncio.gather(*(self._loop.complete(request) for request in requests)))
+
+    async def stream(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
+        """Yield the events of one request as they are computed."""
+        async with contextlib.aclosing(self._loop.stream(request)) as events:
+            async for event in events:
+                yield event
+
+    def check_health(self) -> None:
+        """Raise the engine's failure, so that Ray Serve replaces this replica."""
+        if self._loop.failure:
+            raise self._loop.failure
+
+
+def generator_deployment(checkpoint: str, settings: EngineSettings, cluster: Cluster) -> Any:
+    """Return the bound deployment of a checkpoint, ready for ``serve.run``.
+
+    Raises:
+        ResourceError: If the cluster has fewer CPUs or GPUs than the replicas need.
+    """
+    from ray import serve
+
+    gpus = int(settings.device == "gpu" or (settings.device == "auto" and cluster.num_gpus >= settings.num_replicas))
+    cpus = settings.threads_per_replica
+    cluster.require_cpus(settings.num_replicas * cpus, "engine.num_replicas x engine.threads_per_replica")
+    options = {
+        "num_cpus": cpus,
+        "num_gpus": gpus,
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(cpus)}},
+    }
+    deployment = serve.deployment(
+        name=GENERATOR,
+        num_replicas=settings.num_replicas,
+        ray_actor_options=options,
+        max_ongoing_requests=_MAX_ONGOING_REQUESTS,
+        health_check_period_s=2,
+    )(Generator)
+    return deployment.bind(checkpoint, settings)
+
+
+@contextlib.contextmanager
+def handles_only(checkpoint: str, settings: EngineSettings, cluster: Cluster, app_name: str) -> Iterator[Any]:
+    """Deploy a checkpoint without an HTTP server while the body runs; yields the handle."""
+    from ray import serve
+
+    quiet_libraries()
+    serve.start(proxy_location="Disabled", logging_config=_LOGGING)
+    try:
+        application = generator_deployment(checkpoint, settings, cluster)
+        yield serve.run(application, name=app_name, route_prefix=None, logging_config=_LOGGING)
+    finally:
+        serve.delete(app_name)
+
+
+_LOGGING = {"log_level": "ERROR", "enable_access_log": False}

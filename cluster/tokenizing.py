@@ -1,0 +1,177 @@
+"""`herd tokenize`: text to Arrow shards and a manifest, on the actors of a cluster."""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt_core.shard_plan import ShardPlans, plan_shards
+from gpt_core.source_files import SourceSpec, list_files
+from gpt_core.tokenize_shard import ShardTokenizer, TokenizeOptions
+
+from cluster.record_book import Run
+from cluster.session import Cluster
+from cluster.shard_job import ShardJob, run_shard_job
+from gpt_core import manifest
+from gpt_core.errors import CorpusError, StaleOutputError
+from gpt_core.ledger import Ledger
+from gpt_core.manifest import FileEntry, Manifest, ManifestContents, ShardEntry, TokenizerEntry
+from gpt_core.settings import TokenizeSettings
+from gpt_core.shards import ShardStats
+from gpt_core.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a tokenizing job is about, resolved."""
+
+    plans: ShardPlans
+    tokenizer: Tokenizer
+    decisive: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """What a finished corpus holds, over all splits."""
+
+    root_digest: str
+    num_shards: int
+    num_documents: int
+    num_tokens: int
+    num_rejected: int
+
+
+def resolve(settings: TokenizeSettings) -> Inputs:
+    """List the input and cut it into plans.
+
+    Raises:
+        CorpusError: If a path has nothing to read.
+        SettingsError: If the tokenizer is unknown.
+    """
+    tokenizer = load_tokenizer(settings.tokenizer.name)
+    files = [file for source in settings.named_sources() for file in list_files(_spec(source))]
+    plans = plan_shards(files, settings.shard_bytes)
+    decisive = settings.model_dump(
+        mode="json", include={"shard_bytes", "validation_fraction", "split_seed", "max_document_bytes"}
+    )
+    decisive["tokenizer"] = tokenizer.digest
+    decisive["sources"] = {
+        source.name: source.model_dump(mode="json", include={"weight", "text_field", "separator"})
+        for source in settings.named_sources()
+    }
+    return Inputs(plans, tokenizer, decisive)
+
+
+def finished(settings: TokenizeSettings, inputs: Inputs) -> Tokenized | None:
+    """Return the corpus in the output folder if these settings and this input made it.
+
+    Raises:
+        StaleOutputError: If other settings or other input made it, naming the first difference.
+    """
+    match manifest.compare(settings.output, inputs.decisive, inputs.plans.fingerprint):
+        case manifest.Same(found):
+            return _summary(found)
+        case manifest.Differs(name, old, new):
+            raise StaleOutputError(
+                f"{settings.output}: {name}",
+                f"a corpus made with {old!r}",
+                f"{new!r}",
+                "choose another output folder",
+            )
+        case manifest.Absent():
+            return None
+
+
+def perform(settings: TokenizeSettings, inputs: Inputs, cluster: Cluster, run: Run) -> Tokenized:
+    """Tokenize every plan, commit the corpus, record it in the run and return what it holds."""
+    options = TokenizeOptions(
+        output=settings.output,
+        tokenizer=settings.tokenizer.name,
+        backend=settings.tokenizer.backend,
+        validation_fraction=settings.validation_fraction,
+        split_seed=settings.split_seed,
+        max_document_bytes=settings.max_document_bytes,
+    )
+    job = ShardJob(
+        title="tokenize",
+        folder=settings.output,
+        settings={**inputs.decisive, "input": inputs.plans.fingerprint},
+        plans=inputs.plans,
+        make_worker=functools.partial(ShardTokenizer, options),
+        pool=settings.pool,
+    )
+    ledger = run_shard_job(job, cluster)
+    written = _commit(settings, inputs, ledger)
+    ledger.remove()
+    _record(run, settings, written)
+    return _summary(written)
+
+
+def _commit(settings: TokenizeSettings, inputs: Inputs, ledger: Ledger) -> Manifest:
+    tokenizer = inputs.tokenizer
+    documents = _checked_documents(settings, ledger)
+    contents = ManifestContents(
+        settings=inputs.decisive,
+        input_fingerprint=inputs.plans.fingerprint,
+        weights={source.name: source.weight for source in settings.named_sources()},
+        tokenizer=TokenizerEntry(tokenizer.name, tokenizer.digest, tokenizer.vocabulary_size, tokenizer.end_of_text),
+        shards=_entries(ledger),
+        files=(FileEntry(file.source, file.root, file.name, file.num_bytes) for file in inputs.plans.files),
+        num_documents_in=documents,
+        notes={"warnings": [warning for row in ledger.rows() for warning in row["warnings"]]},
+    )
+    return manifest.write(settings.output, contents)
+
+
+def _checked_documents(settings: TokenizeSettings, ledger: Ledger) -> int:
+    """Return the documents met; CorpusError where too many were set aside, or none was kept."""
+    documents = rejected = 0
+    for row in ledger.rows():
+        documents += row["num_documents_in"]
+        rejected += row["num_rejected"]
+    if documents == rejected:
+        raise CorpusError(
+            settings.output,
+            f"no usable document ({rejected:,} set aside)",
+            "at least one",
+            "look into its rejects folder",
+        )
+    if rejected > settings.max_reject_share * documents:
+        raise CorpusError(
+            f"{settings.output}: max_reject_share",
+            f"{rejected:,} of {documents:,} documents set aside",
+            f"at most a share of {settings.max_reject_share}",
+            "look into its rejects folder; mend the input or raise the limit",
+        )
+    return documents
+
+
+def _entries(ledger: Ledger) -> Iterator[ShardEntry]:
+    for row in ledger.rows():
+        for file in row["files"]:
+            yield ShardEntry(file["split"], row["source"], row["index"], file["path"], ShardStats(**file["stats"]))
+
+
+def _summary(written: Manifest) -> Tokenized:
+    splits = written.splits.values()
+    return Tokenized(
+        written.root_digest,
+        sum(split.num_shards for split in splits),
+        sum(split.num_documents for split in splits),
+        sum(split.num_tokens for split in splits),
+        written.num_rejected,
+    )
+
+
+def _record(run: Run, settings: TokenizeSettings, written: Manifest) -> None:
+    for name, split in written.splits.items():
+        counts = {"documents": split.num_documents, "tokens": split.num_tokens, "bytes": split.num_bytes}
+        run.log_metrics({f"{name}/{count}": value for count, value in counts.items()}, step=0)
+    run.set_tags({"herd.corpus": written.root_digest})
+    if "://" not in settings.output:
+        run.log_artifact(Path(settings.output) / manifest.MANIFEST)
+
+
+def _spec(source: Any) -> SourceSpec:
+    return SourceSpec(**source.model_dump())

@@ -1,0 +1,22 @@
+"""Complete prompts with a checkpoint, in batches, into a dataset."""
+
+from gpt_core.settings import GenerateJob
+from jobs import cli
+
+SETTINGS = GenerateJob
+
+
+def main(settings: GenerateJob) -> str:
+    """Generate and return the summary for people."""
+    from cluster import generating
+    from cluster.stages import run_alone
+
+    generated = run_alone("generate", generating, settings)
+    return (
+        f"{settings.output}: {generated.num_rows:,} rows, {generated.num_tokens:,} tokens, "
+        f"{generated.num_rejects:,} set aside\nroot digest {generated.root_digest}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run_module(__file__)

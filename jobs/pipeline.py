@@ -1,0 +1,76 @@
+"""Run all stages of a settings file: text to corpus, checkpoint, evaluation and generated text."""
+
+from typing import TYPE_CHECKING
+
+from gpt_core.settings import PipelineJob
+from jobs import cli
+
+if TYPE_CHECKING:
+    from cluster.pipeline import PipelineResult
+
+SETTINGS = PipelineJob
+
+
+def main(settings: PipelineJob) -> str:
+    """Run the stages and return the summary for people."""
+    from cluster.pipeline import run_pipeline
+    from cluster.tracking import page_command
+
+    result = run_pipeline(settings)
+    return "\n".join(
+        [
+            "",
+            *_stage_lines(settings, result),
+            "",
+            *_sample_lines(result),
+            "",
+            f"follow the runs: {page_command(settings.tracking, settings.output)}",
+        ]
+    )
+
+
+def _stage_lines(job: PipelineJob, result: "PipelineResult") -> list[str]:
+    corpus, model, measured, generated = result.corpus, result.model, result.evaluation, result.generated
+    facts = {
+        "tokenize": (
+            job.tokenize.output,
+            f"{corpus.num_tokens:,} tokens of {corpus.num_documents:,} documents in {corpus.num_shards} shards, "
+            f"{corpus.num_rejected:,} set aside{_rate(corpus.num_tokens, result.seconds['tokenize'], 'tokens')}",
+        ),
+        "pretrain": (
+            job.pretrain.output,
+            f"{model.num_parameters:,} parameters, {model.num_steps:,} steps, loss {model.untrained_loss:.2f} "
+            f"(untrained) -> {model.validation_loss:.2f} (held out){_rate(model.tokens_trained, result.seconds['pretrain'], 'tokens')}",
+        ),
+        "evaluate": (
+            job.evaluate.output,
+            f"loss {measured.loss:.3f}, perplexity {measured.perplexity:.1f}, {measured.bits_per_byte:.3f} bits per byte "
+            f"on {measured.num_tokens:,} held-out tokens",
+        ),
+        "generate": (
+            job.generate.output,
+            f"{generated.num_rows:,} rows, {generated.num_tokens:,} tokens, {generated.num_rejects:,} set aside"
+            f"{_rate(generated.num_tokens, result.seconds['generate'], 'tokens')}",
+        ),
+    }
+    lines = []
+    for stage, (place, fact) in facts.items():
+        seconds = result.seconds[stage]
+        took = "skipped" if seconds is None else f"{seconds:.0f} s"
+        lines += [f"{stage:<9} {took:>8}  {place}", f"{'':<19} {fact}"]
+    return lines
+
+
+def _rate(count: int, seconds: float | None, unit: str) -> str:
+    return "" if seconds is None else f", {count / seconds:,.0f} {unit}/s"
+
+
+def _sample_lines(result: "PipelineResult") -> list[str]:
+    lines = ["generated samples (prompt | completion):"]
+    for row in result.generated.samples[:3]:
+        lines += [f"  {row['prompt']!r} | {row['text']!r}"]
+    return lines
+
+
+if __name__ == "__main__":
+    cli.run_module(__file__)

@@ -1,0 +1,23 @@
+"""Train a GPT on a corpus, data-parallel, into checkpoints."""
+
+from gpt_core.settings import PretrainJob
+from jobs import cli
+
+SETTINGS = PretrainJob
+
+
+def main(settings: PretrainJob) -> str:
+    """Train and return the summary for people."""
+    from cluster import training
+    from cluster.stages import run_alone
+
+    model = run_alone("pretrain", training, settings)
+    return (
+        f"{model.checkpoint}: {model.num_parameters:,} parameters, {model.num_steps:,} steps, "
+        f"loss {model.untrained_loss:.2f} (untrained) -> {model.validation_loss:.2f} (held out)\n"
+        f"weights digest {model.weights_digest}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run_module(__file__)

@@ -1,0 +1,22 @@
+"""Tokenize text into a corpus of Arrow shards with a manifest."""
+
+from gpt_core.settings import TokenizeJob
+from jobs import cli
+
+SETTINGS = TokenizeJob
+
+
+def main(settings: TokenizeJob) -> str:
+    """Tokenize and return the summary for people."""
+    from cluster import tokenizing
+    from cluster.stages import run_alone
+
+    corpus = run_alone("tokenize", tokenizing, settings)
+    return (
+        f"{settings.output}: {corpus.num_tokens:,} tokens of {corpus.num_documents:,} documents in "
+        f"{corpus.num_shards} shards, {corpus.num_rejected:,} set aside\nroot digest {corpus.root_digest}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run_module(__file__)
