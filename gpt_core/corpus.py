@@ -132,9 +132,7 @@ class Corpus:
         shares = self.manifest.weights if weights is None else weights
         if unknown := sorted(set(shares) - set(self.sources)):
             known = ", ".join(self.sources)
-            raise CorpusError(
-                "source weights", f"source {unknown[0]!r}", f"one of: {known}", "correct the name"
-            )
+            raise CorpusError("source weights", f"source {unknown[0]!r}", f"one of: {known}", "correct the name")
         streams = [
             SourceStream(name, shares.get(name, 0.0), index.num_tokens)
             for name, index in zip(self.sources, self.indexes, strict=True)
@@ -175,15 +173,21 @@ class Corpus:
         index = self.indexes[source]
         if start < 0 or count < 1 or start + count > index.num_tokens:
             raise IndexError(f"tokens {start}..{start + count} of {index.num_tokens} in source {source}")
-        pieces = [
-            self.reader(span.shard).tokens(span.start, span.count) for span in index.spans(start, count)
-        ]
+        pieces = [self.reader(span.shard).tokens(span.start, span.count) for span in index.spans(start, count)]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def shard_path(self, shard: int) -> str:
         """Return the full path of a shard by its row in the manifest's table."""
         path = self.manifest.shards.column("path")[int(shard)].as_py()
         return Storage.of(self.folder).join(path)
+
+    def batches(self, shard: int) -> pa.Table:
+        """Return the manifest's rows of a shard's record batches."""
+        if self._first_batches is None:
+            counts = self.manifest.shards.column("num_batches").to_numpy()
+            self._first_batches = np.concatenate([[0], np.cumsum(counts)])
+        first, last = self._first_batches[shard], self._first_batches[shard + 1]
+        return self.manifest.batches.slice(first, last - first)
 
     def reader(self, shard: int) -> ShardReader:
         """Return a shard mapped for reading, closing the one unused for longest if too many are."""
@@ -192,20 +196,14 @@ class Corpus:
             return self._readers[shard]
         while len(self._readers) >= self._max_open_shards:
             self._readers.popitem(last=False)[1].close()
-        self._readers[shard] = ShardReader(self.shard_path(shard), self._batch_tokens(shard))
+        num_tokens = self.batches(shard).column("num_tokens").to_numpy()
+        self._readers[shard] = ShardReader(self.shard_path(shard), num_tokens)
         return self._readers[shard]
 
     def close(self) -> None:
         """Let go of all maps."""
         while self._readers:
             self._readers.popitem()[1].close()
-
-    def _batch_tokens(self, shard: int) -> Integers:
-        if self._first_batches is None:
-            counts = self.manifest.shards.column("num_batches").to_numpy()
-            self._first_batches = np.concatenate([[0], np.cumsum(counts)])
-        first, last = self._first_batches[shard], self._first_batches[shard + 1]
-        return self.manifest.batches.column("num_tokens").slice(first, last - first).to_numpy()
 
 
 def _indexes(shards: pa.Table, split: str, sources: tuple[str, ...]) -> tuple[SourceIndex, ...]:

@@ -4,6 +4,7 @@ Called by `herd verify` and by tests. Every file is read once, in chunks, agains
 file that differs is read again, by record batch and then by document.
 """
 
+import functools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -87,11 +88,9 @@ def _damaged_tables(corpus: Manifest) -> Iterator[Damage]:
 
 def _damaged_files(corpus: Manifest, num_threads: int) -> list[Damage]:
     rows = corpus.shards.to_pylist()
-    first_batches = np.cumsum([0, *(row["num_batches"] for row in rows)])
+    first_batches = np.cumsum([0, *(row["num_batches"] for row in rows)]).tolist()
     with ThreadPoolExecutor(num_threads) as pool:
-        found = pool.map(
-            lambda place: verify_file(corpus, rows[place], first_batches[place]), range(len(rows))
-        )
+        found = pool.map(functools.partial(verify_file, corpus), rows, first_batches[:-1])
         return [damage for group in found for damage in group]
 
 

@@ -1,0 +1,130 @@
+"""Trace: a cell leads to the bytes of text it read, and a document to every cell that reads it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt_core import manifest, shards
+from gpt_core.corpus import Corpus
+from gpt_core.errors import CorpusError
+from gpt_core.manifest import FileEntry, ManifestContents, ShardEntry, TokenizerEntry
+from gpt_core.order import Order
+from gpt_core.shards import ShardWriter
+from gpt_core.trace import CellTrace, trace_cell, trace_document
+
+END_OF_TEXT = 256
+WEIGHTS = {"web": 2.0, "books": 1.0}
+
+
+def write_source(folder: Path, name: str, random: np.random.Generator) -> list[tuple[int, int]]:
+    """Write one text file of lines of any length, and return where each document lies in it."""
+    lengths = random.integers(0, 60, 50)
+    bounds, data = [], bytearray()
+    for length in lengths:
+        bounds.append((len(data), len(data) + int(length)))
+        data += random.integers(97, 123, length).astype(np.uint8).tobytes() + b"\n"
+    (folder / name).write_bytes(data)
+    return bounds
+
+
+def write_shard(folder: Path, name: str, plan: int, bounds: list[tuple[int, int]]) -> shards.ShardStats:
+    """Tokenize by hand: a byte is its own id, 256 ends a document."""
+    data = (folder / "in" / name).read_bytes()
+    with ShardWriter(folder / f"train/{plan:08d}.arrow", np.uint16) as writer:
+        for start, end in bounds:
+            tokens = np.array([*data[start:end], END_OF_TEXT], np.uint16)
+            writer.append(tokens, np.array([0, len(tokens)]), [name], [start], [end])
+        return writer.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("traced")
+    (folder / "in").mkdir()
+    random = np.random.default_rng(3)
+    entries, files = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "BATCH_TOKENS", 300)
+        for plan in range(6):
+            name, source = f"{plan}.txt", "web" if plan < 4 else "books"
+            bounds = write_source(folder / "in", name, random)
+            stats = write_shard(folder, name, plan, bounds)
+            entries.append(ShardEntry("train", source, plan, f"train/{plan:08d}.arrow", stats))
+            files.append(FileEntry(source, str(folder / "in"), name, 1))
+    tokenizer = TokenizerEntry("bytes", "", 257, END_OF_TEXT)
+    manifest.write(str(folder), ManifestContents({}, "", WEIGHTS, tokenizer, entries, files, 300))
+    return folder
+
+
+@pytest.fixture
+def corpus(folder: Path) -> Corpus:
+    return Corpus(str(folder))
+
+
+def order_of(corpus: Corpus, window_tokens: int = 40) -> Order:
+    return corpus.order(seed=7, window_tokens=window_tokens, sequences_per_step=4)
+
+
+def tokens_of(folder: Path, trace: CellTrace) -> list[int]:
+    """Read the source bytes again and tokenize them again."""
+    tokens: list[int] = []
+    for part in trace.parts:
+        document = [*(folder / "in" / part.file).read_bytes()[part.start : part.end], END_OF_TEXT]
+        assert part.document_tokens == len(document)
+        assert part.num_tokens > 0
+        tokens += document[part.first_token : part.first_token + part.num_tokens]
+    return tokens
+
+
+@pytest.mark.parametrize("window_tokens", [1, 40, 700])
+def test_the_bytes_a_cell_is_traced_to_tokenize_to_what_it_read(
+    folder: Path, corpus: Corpus, window_tokens: int
+) -> None:
+    order = order_of(corpus, window_tokens)
+    for step in [*range(50), 10**6]:
+        read = corpus.batch(order, step).tolist()
+        for row in range(4):
+            trace = trace_cell(corpus, order, step, row)
+            assert tokens_of(folder, trace) == read[row]
+            assert {part.file for part in trace.parts} <= (
+                {"0.txt", "1.txt", "2.txt", "3.txt"} if trace.source == "web" else {"4.txt", "5.txt"}
+            )
+
+
+def test_a_document_is_traced_to_exactly_the_cells_whose_trace_names_it(corpus: Corpus) -> None:
+    order = order_of(corpus)
+    readers: dict[str, list[tuple[int, int, int, int]]] = {}
+    num_steps = 2 * sum(order.num_windows) // 4  # beyond the first epoch of both sources
+    for step in range(num_steps):
+        for row in range(4):
+            trace = trace_cell(corpus, order, step, row)
+            for part in trace.parts if trace.epoch == 0 else ():
+                readers.setdefault(part.id, []).append((step, row, part.first_token, part.num_tokens))
+    assert len(readers) > 250
+    for document, expected in readers.items():
+        found = trace_document(corpus, order, document)
+        assert [(r.step, r.row, r.first_token, r.num_tokens) for r in found] == expected
+
+
+def test_every_token_of_a_document_is_read_in_every_epoch(corpus: Corpus) -> None:
+    order = order_of(corpus)
+    for epoch in (0, 3):
+        for number in range(50):
+            readings = trace_document(corpus, order, f"train/00000002.arrow:{number}", epoch)
+            read = {token for r in readings for token in range(r.first_token, r.first_token + r.num_tokens)}
+            assert read == set(range(max(read) + 1))
+            assert all(order.cell(r.step, r.row).epoch == epoch for r in readings)
+
+
+def test_a_document_of_a_source_of_weight_zero_is_read_nowhere(corpus: Corpus) -> None:
+    order = corpus.order(7, 40, 4, weights={"web": 1})
+    assert trace_document(corpus, order, "train/00000005.arrow:0") == []
+
+
+@pytest.mark.parametrize(
+    "document", ["train/00000002.arrow:50", "train/00000002.arrow:-1", "train/00000002.arrow:x", "train/9.arrow:0", "x"]
+)
+def test_a_document_that_is_not_there_is_refused(corpus: Corpus, document: str) -> None:
+    with pytest.raises(CorpusError, match="herd trace --step"):
+        trace_document(corpus, order_of(corpus), document)
