@@ -102,9 +102,8 @@ def write(
     Raises:
         CheckpointError: The disk is full or the folder cannot be written; nothing is left behind.
     """
-    parent = Path(run_folder) / CHECKPOINTS
-    target = parent / f"{_PREFIX}{description.step:08d}"
-    aside = parent / f"{_ASIDE}{target.name}"
+    target = path_of(run_folder, description.step)
+    aside = target.with_name(f"{_ASIDE}{target.name}")
     try:
         _write_folder(aside, description, {WEIGHTS: weights, OPTIMIZER: optimizer_state})
         _replace_folder(aside, target)
@@ -136,9 +135,16 @@ def load(path: Path | str) -> Checkpoint:
     return newest
 
 
-def load_newest(run_folder: Path | str) -> Checkpoint | None:
-    """Return the newest whole checkpoint of a run, None if there is none; warn of each damaged one."""
+def load_newest(run_folder: Path | str, before: int | None = None) -> Checkpoint | None:
+    """Return the newest whole checkpoint of a run, None if there is none; warn of each damaged one.
+
+    Args:
+        run_folder: The run.
+        before: If given, only checkpoints of fewer steps are looked at.
+    """
     for path in reversed(list_paths(run_folder)):
+        if before is not None and path.name >= path_of(run_folder, before).name:
+            continue
         try:
             checkpoint = _load_whole(path)
             _check_file(path, _read_json(path), OPTIMIZER)
@@ -149,6 +155,11 @@ def load_newest(run_folder: Path | str) -> Checkpoint | None:
         else:
             return checkpoint
     return None
+
+
+def path_of(run_folder: Path | str, step: int) -> Path:
+    """Return where the checkpoint of a step lies, or would lie."""
+    return Path(run_folder) / CHECKPOINTS / f"{_PREFIX}{step:08d}"
 
 
 def list_paths(run_folder: Path | str) -> list[Path]:
@@ -163,8 +174,14 @@ def read_description(path: Path | str) -> Description:
         CheckpointError: Absent, damaged, or of another format.
     """
     values = _read_json(Path(path))
-    kept = {name: values[name] for name in Description.__dataclass_fields__}
-    return Description(**(kept | {"shape": ModelShape(**values["shape"])}))
+    kept: dict[str, Any] = {name: values[name] for name in Description.__dataclass_fields__}
+    kept["shape"] = ModelShape(**values["shape"])
+    return Description(**kept)
+
+
+def weights_digest(path: Path | str) -> str:
+    """Return the SHA-256 of a checkpoint's weights file: what names a model, whoever trained it where."""
+    return _read_json(Path(path))["files"][WEIGHTS]["sha256"]
 
 
 def prune(run_folder: Path | str, keep: int, best_by: str | None = "validation_loss") -> list[Path]:
@@ -250,7 +267,7 @@ def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor]) -> dict[str, An
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def _load_whole(path: Path) -> Checkpoint:

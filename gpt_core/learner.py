@@ -21,8 +21,9 @@ from gpt_core.loss import next_token_loss, token_losses
 from gpt_core.model import GPT
 from gpt_core.optimizer import FlatOptimizer, Layout, clip_, layout_of
 from gpt_core.presets import ModelShape
-from gpt_core.reduction import Ranks, Reduction, TreeSum, check_batch_plan, sum_over_ranks
+from gpt_core.reduction import Ranks, TreeSum, sum_over_ranks
 from gpt_core.schedule import Recipe
+from gpt_core.training_plan import Reduction, check_batch_plan
 
 # Behind the gradients in the flat buffer ride the loss and the number of ranks that want to stop:
 # both are summed by the gradient's own messages. 16 elements keep the alignment.
@@ -83,6 +84,7 @@ class Learner:
         self.optimizer = FlatOptimizer(self.layout, self._weights, recipe)
         self._sum = TreeSum(lambda: self._flat_buffer(TAIL_ELEMENTS), self._contribution_views)
         self._parameters = [self.model.get_parameter(span.name) for span in self.layout.spans]
+        self._losses: list[Tensor] = []
         self._micro_loss = torch.compile(self._loss) if self.compute.compiled else self._loss
 
     def initialise(self) -> "Learner":
@@ -120,6 +122,11 @@ class Learner:
         self.step += 1
         return StepReport(loss, grad_norm, round(votes))
 
+    @property
+    def micro_losses(self) -> list[float]:
+        """The mean losses of this rank's micro-batches of the last step."""
+        return [loss.item() for loss in self._losses]
+
     @torch.no_grad()
     def window_losses(self, windows: np.ndarray) -> np.ndarray:
         """Return each window's summed loss in nats, float64 [n], for int64 windows [n, T + 1]."""
@@ -153,6 +160,15 @@ class Learner:
         self.step = step
         return self
 
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return CPU copies of (weights, optimizer state) that later steps leave alone."""
+        weights, first, second = (
+            flat.to("cpu", copy=True)
+            for flat in (self._weights, self.optimizer.first_moment, self.optimizer.second_moment)
+        )
+        state = dict(self.optimizer.views(first, second))
+        return self.layout.views(weights), state
+
     def digest(self) -> str:
         """Return SHA-256 over names and bytes of all weights and moments, in the order of the layout."""
         sha256 = hashlib.sha256()
@@ -167,6 +183,7 @@ class Learner:
 
     def _summed_gradient(self, micro_batches: np.ndarray, *, stop: bool) -> Tensor:
         first = self.ranks.rank * micro_batches.shape[0]
+        self._losses.clear()
         for index, windows in enumerate(micro_batches, start=first):
             self._sum.add(self._contribution(windows, index))
         total = self._sum.take()
@@ -183,6 +200,7 @@ class Learner:
             parameter.grad = None  # adding into what is there would round by it
         loss = self._micro_loss(ids)
         loss.backward()
+        self._losses.append(loss.detach())
         return [*(_gradient(parameter) for parameter in self._parameters), loss.detach()]
 
     def _loss(self, ids: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class _ChunkedLoss(torch.autograd.Function):
         num_rows = hidden_NC.shape[0]
         losses_N = torch.empty(num_rows, dtype=torch.float32, device=hidden_NC.device)
         grad_hidden_NC = torch.empty_like(hidden_NC)
-        grad_weight_VC: Tensor | None = None
+        grad_weight_VC = torch.empty(0)
         rows = rows_a_chunk(weight_VC)
         logits_nV = hidden_NC.new_empty((min(rows, num_rows), weight_VC.shape[0]))
         for start in range(0, num_rows, rows):
@@ -68,7 +68,8 @@ class _ChunkedLoss(torch.autograd.Function):
             grad_nV.scatter_add_(1, targets_N[chunk, None], -sum_n1)
             grad_nV, scale_n1 = grad_nV.to(x_nC.dtype), (1.0 / (sum_n1 * num_rows)).to(x_nC.dtype)
             torch.mm(grad_nV, weight_VC, out=grad_hidden_NC[chunk]).mul_(scale_n1)
-            grad_weight_VC = _add_product(grad_weight_VC, grad_nV.t(), x_nC * scale_n1)
+            x_nC = x_nC * scale_n1
+            grad_weight_VC = grad_weight_VC.addmm_(grad_nV.t(), x_nC) if start else grad_nV.t() @ x_nC
         ctx.save_for_backward(grad_hidden_NC, grad_weight_VC)
         return losses_N.sum() / num_rows
 
@@ -81,10 +82,6 @@ class _ChunkedLoss(torch.autograd.Function):
         if scale.device.type == "cpu" and scale.item() == 1.0:
             return grad_hidden_NC, grad_weight_VC, None
         return grad_hidden_NC * scale, grad_weight_VC * scale, None
-
-
-def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    return left @ right if total is None else total.addmm_(left, right)
 
 
 def _exponentiate(logits_nV: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -103,11 +103,15 @@ class FlatOptimizer:
             self._muon_step(self._muon, gradient, share)
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield ("first_moment/NAME" or "second_moment/NAME", view); Muon keeps one moment of a matrix."""
+        """Yield ("first_moment/NAME" or "second_moment/NAME", view) of the moments in use."""
+        return self.views(self.first_moment, self.second_moment)
+
+    def views(self, first_moment: Tensor, second_moment: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield the same names with views of other flat buffers; Muon keeps one moment of a matrix."""
         for span in self.layout.spans:
-            yield f"first_moment/{span.name}", span.view(self.first_moment)
+            yield f"first_moment/{span.name}", span.view(first_moment)
             if span.start >= self._adamw_start:
-                yield f"second_moment/{span.name}", span.view(self.second_moment)
+                yield f"second_moment/{span.name}", span.view(second_moment)
 
     def set_num_steps(self, num_steps: int) -> None:
         """Set the number of updates done, which decides the bias correction; used after loading moments."""

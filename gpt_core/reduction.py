@@ -10,16 +10,13 @@ who adds to whom is free; only the association is fixed.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gpt_core.errors import SettingsError
-from gpt_core.schedule import is_power_of_two
+from gpt_core.training_plan import Reduction
 
-Reduction = Literal["exact", "fast"]
 BUCKET_ELEMENTS = 4 * 1024 * 1024
 
 
@@ -30,35 +27,6 @@ class Ranks:
     rank: int = 0
     num_ranks: int = 1
     group: dist.ProcessGroup | None = None
-
-
-def check_batch_plan(num_micro_batches: int, num_ranks: int, reduction: Reduction) -> None:
-    """Refuse a number of ranks that the micro-batches of a step cannot be shared among.
-
-    Raises:
-        SettingsError: Ranks that do not divide the micro-batches, or, in exact mode, ranks or
-            micro-batches that are no power of two; names the nearest ones that work.
-    """
-    if reduction == "exact" and not is_power_of_two(num_micro_batches):
-        raise SettingsError(
-            "train.batch_sequences",
-            f"{num_micro_batches} micro-batches a step",
-            *_powers_near(num_micro_batches),
-        )
-    if reduction == "exact" and not is_power_of_two(num_ranks):
-        raise SettingsError("train.num_workers", f"{num_ranks} workers", *_powers_near(num_ranks))
-    if num_micro_batches % num_ranks:
-        raise SettingsError(
-            "train.num_workers",
-            f"{num_ranks} workers for {num_micro_batches} micro-batches a step",
-            f"a divisor of {num_micro_batches}",
-            "use fewer workers or a larger batch",
-        )
-
-
-def _powers_near(number: int) -> tuple[str, str]:
-    below = 1 << (number.bit_length() - 1)
-    return "a power of two, which exact reduction needs", f"use {below} or {2 * below}, or reduction fast"
 
 
 class TreeSum:
@@ -82,11 +50,11 @@ class TreeSum:
         """Take the next leaf; the tensors may be reused by the caller afterwards."""
         if self._stack and self._stack[-1][0] == 0:
             _, buffer, tensors = self._stack.pop()
-            torch._foreach_add_(tensors, list(contribution))
+            torch._foreach_add_(tensors, list(contribution))  # pyright: ignore[reportPrivateImportUsage]
             self._push(1, buffer, tensors)
             return
         buffer, tensors = self._free.pop() if self._free else self._new_buffer()
-        torch._foreach_copy_(tensors, list(contribution))
+        torch._foreach_copy_(tensors, list(contribution))  # pyright: ignore[reportPrivateImportUsage]
         self._push(0, buffer, tensors)
 
     def take(self) -> Tensor:

@@ -12,21 +12,25 @@ _CONTEXT = mp.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "gpt_core.training"])
 
 
-def run_on_ranks(num_ranks, folder, function, *arguments):
-    """Return [function(Ranks, *arguments) of rank 0, 1, ...]; function must be importable by its name."""
+def run_on_ranks(num_ranks, folder, function, *arguments, killed=False):
+    """Return [function(Ranks, *arguments) of rank 0, 1, ...]; function must be importable by its name.
+
+    killed: the processes are expected to die by SIGKILL, and each result is None.
+    """
     meeting = Path(folder) / f"meeting-{num_ranks}-{len(list(Path(folder).iterdir()))}"
     queue = _CONTEXT.SimpleQueue()
     processes = [
-        _CONTEXT.Process(
-            target=_body, args=(queue, Ranks(rank, num_ranks), str(meeting), function, arguments)
-        )
+        _CONTEXT.Process(target=_body, args=(queue, Ranks(rank, num_ranks), str(meeting), function, arguments))
         for rank in range(num_ranks)
     ]
     for process in processes:
         process.start()
-    results = dict(queue.get() for _ in processes)
+    results = {} if killed else dict(queue.get() for _ in processes)
     for process in processes:
         process.join()
+    if killed:
+        assert [process.exitcode for process in processes] == [-9] * num_ranks
+        return [None] * num_ranks
     errors = [result for result in results.values() if isinstance(result, Exception)]
     if errors:
         raise errors[0]
@@ -36,9 +40,7 @@ def run_on_ranks(num_ranks, folder, function, *arguments):
 def _body(queue, ranks, meeting, function, arguments):
     torch.set_num_threads(1)
     try:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{meeting}", rank=ranks.rank, world_size=ranks.num_ranks
-        )
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=ranks.rank, world_size=ranks.num_ranks)
         result = function(ranks, *arguments)
     except Exception as error:
         result = error

@@ -59,7 +59,7 @@ def test_an_untrained_gpt2_has_the_loss_its_initialisation_implies():
 def test_starting_values_are_keyed_by_seed_and_name_and_not_by_order():
     model = GPT(TINY).initialise(seed=5)
     alone = initial_values("h.1.mlp.c_fc.weight", (64, 16), TINY.n_layer, seed=5)
-    assert torch.equal(model.h[1].mlp.c_fc.weight, alone)
+    assert torch.equal(model.get_parameter("h.1.mlp.c_fc.weight"), alone)
     assert not torch.equal(alone, initial_values("h.1.mlp.c_fc.weight", (64, 16), TINY.n_layer, seed=6))
     assert not torch.equal(alone, initial_values("h.0.mlp.c_fc.weight", (64, 16), TINY.n_layer, seed=5))
 

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_core import reduction
-from gpt_core.errors import SettingsError
-from gpt_core.reduction import TreeSum, check_batch_plan, sum_over_ranks
+from gpt_core.reduction import TreeSum, sum_over_ranks
 from tests.unit.gloo_ranks import run_on_ranks
 
 
@@ -74,22 +73,3 @@ def test_ranks_together_add_as_one_process_does_and_all_end_with_the_same_bits(
     expected = tree_sum_by_definition(list(leaves))
     for found in run_on_ranks(num_ranks, tmp_path, reduce_leaf, leaves, bucket_elements):
         np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize(
-    ("num_micro_batches", "num_ranks", "message"),
-    [
-        (8, 3, "3 workers; expected a power of two.*use 2 or 4, or reduction fast"),
-        (6, 2, "6 micro-batches a step; expected a power of two.*use 4 or 8"),
-        (4, 8, "8 workers for 4 micro-batches"),
-    ],
-)
-def test_ranks_that_cannot_share_the_tree_are_refused_with_what_works(num_micro_batches, num_ranks, message):
-    with pytest.raises(SettingsError, match=message):
-        check_batch_plan(num_micro_batches, num_ranks, "exact")
-
-
-def test_fast_reduction_takes_any_divisor():
-    check_batch_plan(6, 3, "fast")
-    with pytest.raises(SettingsError, match="4 workers for 6"):
-        check_batch_plan(6, 4, "fast")

@@ -1,0 +1,282 @@
+"""Promises of gpt_core.training: the same bits on any ranks, whatever is stopped, killed and resumed."""
+
+import hashlib
+import os
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gpt_core import checkpoint, training
+from gpt_core.errors import CheckpointError, ResourceError, RunFailedError, SettingsError
+from gpt_core.presets import ModelShape
+from gpt_core.reduction import Ranks
+from gpt_core.schedule import Recipe
+from gpt_core.training import Silence, replay, train
+from gpt_core.training_plan import TrainingPlan
+from tests.unit import tiny_corpus
+from tests.unit.gloo_ranks import run_on_ranks
+
+NUM_STEPS = 6
+
+
+class Recorder(Silence):
+    """Keeps what it is told; stops or dies when asked to."""
+
+    def __init__(self, stop_after=None, die_after=None):
+        self.metrics = {}
+        self.checkpoints = []
+        self.stop_after = stop_after
+        self.die_after = die_after
+
+    def on_metrics(self, step, tokens, metrics):
+        self.metrics[step] = metrics
+        if step == self.die_after:
+            raise KeyboardInterrupt
+
+    def on_checkpoint(self, path, step, metrics):
+        self.checkpoints.append(step)
+
+    def should_stop(self):
+        return self.stop_after is not None and len(self.metrics) + 1 >= self.stop_after
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    tiny_corpus.build(folder)
+    return folder
+
+
+@pytest.fixture
+def plan(corpus, tmp_path):
+    return TrainingPlan(
+        corpus=str(corpus),
+        output=str(tmp_path / "run"),
+        shape=ModelShape(2, 2, 16, 8, tiny_corpus.END_OF_TEXT + 1, dropout=0.1),
+        num_steps=NUM_STEPS,
+        window_tokens=8,
+        batch_sequences=8,
+        micro_batch_sequences=2,
+        recipe=Recipe(learning_rate=1e-2, warmup_tokens=100),
+        seed=5,
+        evaluate_every_steps=2,
+        evaluate_sequences=5,
+    )
+
+
+def digest_of(run_folder):
+    """SHA-256 over the last checkpoint's weights and both moments."""
+    newest = checkpoint.load(run_folder)
+    sha256 = hashlib.sha256()
+    for tensors in (newest.weights, newest.load_optimizer()):
+        for name in sorted(tensors):
+            sha256.update(name.encode() + tensors[name].numpy().tobytes())
+    return sha256.hexdigest()
+
+
+def logged(recorder):
+    names = ("loss", "smoothed_loss", "grad_norm", "learning_rate", "validation_loss")
+    return {step: [metrics[name] for name in names if name in metrics] for step, metrics in recorder.metrics.items()}
+
+
+def train_and_tell(ranks, plan, stop_after=None):
+    """Run on a rank; return (what was logged, digest of what was saved)."""
+    recorder = Recorder(stop_after)
+    train(plan, ranks, recorder)
+    return logged(recorder), digest_of(plan.output)
+
+
+@pytest.mark.slow
+def test_training_is_the_same_bits_on_1_2_and_4_ranks_and_when_they_change_in_mid_run(plan, tmp_path):
+    calm = train_and_tell(Ranks(), plan)
+    assert len(calm[0]) == NUM_STEPS
+    for num_ranks in (2, 4):
+        other = replace(plan, output=str(tmp_path / f"on-{num_ranks}"))
+        assert run_on_ranks(num_ranks, tmp_path, train_and_tell, other) == [calm] * num_ranks
+    changing = replace(plan, output=str(tmp_path / "changing"))
+    told = {}
+    for num_ranks, stop_after in ((4, 2), (2, 2), (1, None)):
+        told |= run_on_ranks(num_ranks, tmp_path, train_and_tell, changing, stop_after)[0][0]
+    assert told == calm[0]
+    assert digest_of(changing.output) == calm[1]
+
+
+@pytest.mark.parametrize("die_after", [1, 3, 4])
+def test_a_killed_and_resumed_run_logs_and_saves_what_the_calm_one_does(plan, tmp_path, die_after):
+    calm = train_and_tell(Ranks(), plan)
+    hurt = replace(plan, output=str(tmp_path / "hurt"), checkpoint_every_steps=2)
+    first, second = Recorder(die_after=die_after), Recorder()
+    with pytest.raises(KeyboardInterrupt):
+        train(hurt, observer=first)
+    summary = train(hurt, observer=second)
+    assert logged(first) | logged(second) == calm[0]
+    assert digest_of(hurt.output) == calm[1]
+    assert summary.resumed_from == (die_after - 1) // 2 * 2
+
+
+def kill_in_mid_write(ranks, plan, victim):
+    """Die as by SIGKILL after a file of the second checkpoint is written and before its rename."""
+    write_tensors, calls = checkpoint.write_tensors, []
+
+    def dying(file, tensors):
+        calls.append(file.name)
+        if len(calls) > 2 and file.name.endswith(victim):
+            file.write(b"half")
+            file.flush()
+            os.kill(os.getpid(), 9)
+        return write_tensors(file, tensors)
+
+    checkpoint.write_tensors = dying
+    train(plan, ranks)
+
+
+@pytest.mark.parametrize("victim", ["weights.safetensors", "optimizer.safetensors"])
+def test_a_kill_while_a_checkpoint_is_written_costs_only_that_checkpoint(plan, tmp_path, victim):
+    calm = train_and_tell(Ranks(), plan)
+    hurt = replace(plan, output=str(tmp_path / "hurt"), checkpoint_every_steps=2)
+    assert run_on_ranks(1, tmp_path, kill_in_mid_write, hurt, victim, killed=True) == [None]
+    recorder = Recorder()
+    assert train(hurt, observer=recorder).resumed_from == 2
+    assert {**calm[0], **logged(recorder)} == calm[0]
+    assert digest_of(hurt.output) == calm[1]
+
+
+def test_a_request_to_stop_leaves_a_checkpoint_to_go_on_from(plan):
+    stopped = train(plan, observer=Recorder(stop_after=3))
+    assert (stopped.step, stopped.stopped, stopped.checkpoint.name) == (3, True, "step-00000003")
+    recorder = Recorder()
+    ended = train(plan, observer=recorder)
+    assert (ended.step, ended.stopped, ended.resumed_from) == (NUM_STEPS, False, 3)
+    assert sorted(recorder.metrics) == [4, 5, 6]
+
+
+def test_a_finished_run_is_left_as_it_is(plan):
+    first = train(plan)
+    again = train(plan, observer=Recorder())
+    assert again.resumed_from == again.step == NUM_STEPS
+    assert again.metrics == first.metrics
+
+
+def test_checkpoints_come_on_time_and_only_the_last_and_the_best_stay(plan):
+    recorder = Recorder()
+    train(replace(plan, checkpoint_every_steps=1, keep_checkpoints=2), observer=recorder)
+    assert recorder.checkpoints == [1, 2, 3, 4, 5, 6]
+    kept = [checkpoint.read_description(path) for path in checkpoint.list_paths(plan.output)]
+    assert [d.step for d in kept][-2:] == [5, 6]
+    best = min(m["validation_loss"] for m in recorder.metrics.values() if "validation_loss" in m)
+    assert min(d.metrics.get("validation_loss", 99.0) for d in kept) == best
+
+
+def test_metrics_have_what_a_person_watches(plan):
+    recorder = Recorder()
+    summary = train(replace(plan, recipe=Recipe(learning_rate=3e-2)), observer=recorder)
+    assert recorder.metrics[1].keys() >= {
+        "loss", "grad_norm", "learning_rate", "tokens_per_second", "data_wait_share", "peak_memory_bytes",
+    }  # fmt: skip
+    assert "mfu_palm" not in recorder.metrics[1]
+    assert [step for step, m in recorder.metrics.items() if "validation_loss" in m] == [2, 4, 6]
+    assert summary.tokens == NUM_STEPS * 8 * 8
+    assert recorder.metrics[6]["learning_rate"] == pytest.approx(3e-3)
+
+
+def test_a_step_can_be_recomputed_to_the_last_bit(plan, tmp_path):
+    recorder = Recorder()
+    train(replace(plan, checkpoint_every_steps=2, keep_checkpoints=9), observer=recorder)
+    for step in range(1, NUM_STEPS + 1):
+        report = replay(plan.output, step)
+        assert (report.loss, report.grad_norm) == (
+            recorder.metrics[step]["loss"],
+            recorder.metrics[step]["grad_norm"],
+        )
+
+
+def test_a_ramped_run_sees_each_row_once_and_counts_its_tokens(plan):
+    ramped = replace(plan, ramp_start_sequences=2, ramp_tokens=200, reduction="exact")
+    summary = train(ramped)
+    assert summary.tokens == ramped.tokens_after(NUM_STEPS)
+    run = training.Run(ramped, Ranks(), Silence())
+    rows, tokens = [], 0
+    for _ in range(NUM_STEPS):
+        rows += run._rows(tokens).tolist()
+        tokens += run._step_tokens(tokens)
+    assert rows == list(range(summary.tokens // 8))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"batch_sequences": 16}, "train.batch_sequences 8"),
+        ({"seed": 6}, "train.seed 5"),
+        ({"recipe": Recipe(learning_rate=2e-2, warmup_tokens=100)}, "recipe.learning_rate 0.01"),
+        ({"shape": ModelShape(1, 2, 16, 8, 1000, dropout=0.1)}, "model.n_layer 2"),
+    ],
+)
+def test_an_output_folder_of_another_run_is_refused_naming_the_difference(plan, change, name):
+    train(replace(plan, num_steps=1))
+    with pytest.raises(CheckpointError, match=f"a run begun with {name}"):
+        train(replace(plan, **change))
+
+
+def test_another_corpus_is_refused_on_resume(plan, tmp_path):
+    train(replace(plan, num_steps=1))
+    tokenizer = tiny_corpus.TokenizerEntry("bytes", "ee" * 32, 1000, 999)
+    other = tiny_corpus.build(tmp_path / "other", tokenizer=tokenizer)
+    with pytest.raises(CheckpointError, match="corpus_digest"):
+        train(replace(plan, corpus=str(other.folder)))
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_its_steps_are_trained_again(plan):
+    recorder = Recorder()
+    train(replace(plan, checkpoint_every_steps=2, keep_checkpoints=9), observer=recorder)
+    whole = digest_of(plan.output)
+    file = checkpoint.list_paths(plan.output)[-1] / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.warns(checkpoint.DamagedCheckpointWarning):
+        summary = train(plan)
+    assert summary.resumed_from == 4
+    assert digest_of(plan.output) == whole
+
+
+def test_a_loss_that_leaps_stops_the_run_with_step_rows_and_last_checkpoint(plan, monkeypatch):
+    monkeypatch.setattr(training, "STEPS_BEFORE_SPIKES", 3)
+    calm = replace(plan, checkpoint_every_steps=1, recipe=Recipe(learning_rate=1e-2))
+    with pytest.raises(RunFailedError, match=r"step 5, rows 32 to 39.*smoothed loss.*step-00000004"):
+        train(replace(calm, max_loss_rise=-99.0))
+
+
+def test_a_loss_that_is_no_number_names_the_rows(plan):
+    run = training.Run(plan, Ranks(), Silence())
+    run.resume()
+    run.learner.weights()["ln_f.bias"].fill_(float("nan"))
+    with pytest.raises(RunFailedError, match="step 1, rows 0 to 1: found loss nan"), run.batches(1) as batches:
+        run.take_step(batches.take()[0], stop=False)
+
+
+def test_a_vocabulary_that_is_not_the_corpuss_is_refused(plan):
+    with pytest.raises(SettingsError, match="1000, that of the corpus's tokenizer"):
+        train(replace(plan, shape=ModelShape(2, 2, 16, 8, 50257)))
+
+
+def test_a_gpu_that_is_not_there_is_refused(plan):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU; run on one without")
+    with pytest.raises(ResourceError, match="no GPU in this process"):
+        train(replace(plan, device="gpu"))
+
+
+def test_ranks_that_cannot_share_a_step_are_refused_before_any_work(plan):
+    with pytest.raises(SettingsError, match="8 workers for 4 micro-batches"):
+        train(plan, Ranks(0, 8))
+
+
+def test_a_corpus_without_a_held_out_split_warns_and_trains(plan, tmp_path):
+    entries = tiny_corpus.build(tmp_path / "whole").entries
+    train_only = [entry for entry in entries if entry.split != "validation"]
+    corpus = tiny_corpus.build(tmp_path / "train-only", shards=train_only, num_documents_in=242)
+    with pytest.warns(UserWarning, match="no validation split"):
+        summary = train(replace(plan, corpus=str(corpus.folder), num_steps=1))
+    assert "validation_loss" not in summary.metrics
+    with warnings.catch_warnings():
+        train(replace(plan, corpus=str(corpus.folder), num_steps=1, evaluate_every_steps=None))

@@ -1,0 +1,91 @@
+"""Promises of gpt_core.training_plan."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from gpt_core.errors import CheckpointError, SettingsError
+from gpt_core.presets import ModelShape
+from gpt_core.schedule import Recipe
+from gpt_core.training_plan import (
+    TrainingPlan,
+    check_batch_plan,
+    check_ranks,
+    check_resume,
+    check_vocabulary,
+)
+
+PLAN = TrainingPlan(
+    corpus="corpus",
+    output="run",
+    shape=ModelShape(1, 1, 8, 16, 257),
+    num_steps=10,
+    window_tokens=16,
+    batch_sequences=32,
+    micro_batch_sequences=4,
+    recipe=Recipe(learning_rate=1e-3),
+)
+
+
+def test_a_plan_survives_json():
+    assert TrainingPlan.from_dict(json.loads(json.dumps(PLAN.to_dict()))) == PLAN
+
+
+def test_tokens_are_counted_with_and_without_a_ramp():
+    assert PLAN.tokens_after(10) == 10 * 32 * 16
+    ramped = replace(PLAN, ramp_start_sequences=8, ramp_tokens=1000)
+    # 8, 8, ... while the line 8 + 24 t / 1000 is below 16, that is up to t = 333; then 16, then 32.
+    assert [ramped.tokens_after(n) for n in range(8)] == [0, 128, 256, 384, 640, 896, 1152, 1664]
+
+
+def test_a_context_longer_than_the_models_positions_is_refused():
+    with pytest.raises(SettingsError, match="17; expected at most the model's num_positions, 16"):
+        replace(PLAN, window_tokens=17)
+
+
+def test_micro_batches_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(SettingsError, match="5; expected a divisor of batch_sequences, 32"):
+        replace(PLAN, micro_batch_sequences=5)
+
+
+def test_ranks_are_checked_against_the_smallest_step_of_a_ramp():
+    check_ranks(PLAN, 8)
+    with pytest.raises(SettingsError, match="8 workers for 2 micro-batches"):
+        check_ranks(replace(PLAN, ramp_start_sequences=8, ramp_tokens=1000), 8)
+
+
+@pytest.mark.parametrize("vocabulary_size", [256, 258])
+def test_a_vocabulary_that_is_not_the_corpuss_is_refused(vocabulary_size):
+    with pytest.raises(SettingsError, match=f"257; expected {vocabulary_size}, that of the corpus's"):
+        check_vocabulary(PLAN.shape, "bytes", vocabulary_size)
+
+
+def test_a_resume_names_the_first_setting_that_differs():
+    other = replace(PLAN, batch_sequences=64)
+    with pytest.raises(CheckpointError, match=r"train.batch_sequences 32; expected the 64 of this run"):
+        check_resume("run/checkpoints/step-1", PLAN.identity(), other.identity())
+
+
+def test_more_steps_and_other_rhythms_are_no_other_run():
+    other = replace(PLAN, num_steps=99, checkpoint_every_steps=3, num_threads=2, evaluate_sequences=1)
+    check_resume("run", PLAN.identity(), other.identity())
+
+
+@pytest.mark.parametrize(
+    ("num_micro_batches", "num_ranks", "message"),
+    [
+        (8, 3, "3 workers; expected a power of two.*use 2 or 4, or reduction fast"),
+        (6, 2, "6 micro-batches a step; expected a power of two.*use 4 or 8"),
+        (4, 8, "8 workers for 4 micro-batches"),
+    ],
+)
+def test_ranks_that_cannot_share_the_tree_are_refused_with_what_works(num_micro_batches, num_ranks, message):
+    with pytest.raises(SettingsError, match=message):
+        check_batch_plan(num_micro_batches, num_ranks, "exact")
+
+
+def test_fast_reduction_takes_any_divisor():
+    check_batch_plan(6, 3, "fast")
+    with pytest.raises(SettingsError, match="4 workers for 6"):
+        check_batch_plan(6, 4, "fast")
