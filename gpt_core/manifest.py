@@ -16,6 +16,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -177,6 +178,8 @@ class Manifest:
 def write(folder: str, contents: ManifestContents) -> Manifest:
     """Commit a corpus whose shards are all written: tables first, manifest.json last, each atomically.
 
+    Temporary files that killed writers left in a local folder are removed: no one writes any more.
+
     Raises:
         RunFailedError: Documents in are not documents kept plus documents rejected.
     """
@@ -189,6 +192,7 @@ def write(folder: str, contents: ManifestContents) -> Manifest:
         "files.arrow": _table_of((asdict(entry) for entry in contents.files), _FILE_COLUMNS),
     }
     header = _header(folder, contents, shards)
+    _remove_temporary_files(folder)
     header["tables"] = {name: _write_table(storage, name, table) for name, table in tables.items()}
     data = _sealed(header)
     storage.write_atomically(storage.join(MANIFEST), lambda file: _write_all(file, data))
@@ -204,9 +208,7 @@ def read(folder: str) -> Manifest:
     storage = Storage.of(folder)
     path = storage.join(MANIFEST)
     if not storage.exists(path):
-        raise CorpusError(
-            folder, f"no {MANIFEST}", "a finished corpus", "run `herd tokenize`, or name another folder"
-        )
+        raise CorpusError(folder, f"no {MANIFEST}", "a finished corpus", "run `herd tokenize`, or name another folder")
     with storage.open_read(path) as file:
         return Manifest(folder, _unsealed(file.read(), path))
 
@@ -265,6 +267,14 @@ def root_digest(shards: pa.Table, tokenizer_digest: str) -> str:
     return sha256_hex(_lines([["tokenizer", tokenizer_digest]], _rows(shards.select(columns))))
 
 
+def _remove_temporary_files(folder: str) -> None:
+    if "://" in folder:
+        return  # a remote store shows a file when it is whole, or not at all
+    for pattern in ("*.tmp", "[!.]*/*.tmp"):
+        for path in Path(folder).glob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def _lines(*parts: Iterable[list[Any]]) -> Iterator[bytes]:
     for part in parts:
         for row in part:
@@ -283,9 +293,7 @@ def _header(folder: str, contents: ManifestContents, shards: pa.Table) -> dict[s
     kept = sum(totals.num_documents for totals in splits.values())
     if contents.num_documents_in != kept + rejected:
         found = f"{contents.num_documents_in} documents in, {kept} kept, {rejected} rejected"
-        raise RunFailedError(
-            folder, found, "in = kept + rejected", "nothing was committed; report this as a bug"
-        )
+        raise RunFailedError(folder, found, "in = kept + rejected", "nothing was committed; report this as a bug")
     settings = dict(contents.settings)
     return {
         "format": FORMAT,
@@ -312,9 +320,7 @@ def _split_totals(shards: pa.Table) -> dict[str, SplitTotals]:
 
 def _sorted_entries(entries: Iterable[ShardEntry]) -> pa.Table:
     """Return the shards by split and plan, each with its batches as list columns."""
-    schema = pa.schema(
-        [*_SHARD_COLUMNS, *(column.with_name(f"batch.{column.name}") for column in _BATCH_LISTS)]
-    )
+    schema = pa.schema([*_SHARD_COLUMNS, *(column.with_name(f"batch.{column.name}") for column in _BATCH_LISTS)])
     table = _table_of((_entry_row(entry) for entry in entries), schema)
     return table.sort_by([("split", "ascending"), ("plan", "ascending")])
 

@@ -1,4 +1,4 @@
-"""Finds damage in a finished corpus: any flipped bit, any file lost or cut, named as closely as can be.
+"""Finds damage in a finished corpus: any flipped bit, any file lost, cut or added, as closely as can be.
 
 Called by `herd verify` and by tests. Every file is read once, in chunks, against its xxh3_128; only a
 file that differs is read again, by record batch and then by document.
@@ -8,6 +8,7 @@ import functools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -75,7 +76,7 @@ def verify(folder: str, num_threads: int = 1) -> list[Damage]:
     damage = list(_damaged_tables(corpus))
     if any(found.file in ("shards.arrow", "batches.arrow") for found in damage):
         return damage  # nothing left to hold the shards against
-    return damage + _damaged_files(corpus, num_threads)
+    return damage + _damaged_files(corpus, num_threads) + list(_unlisted_files(corpus))
 
 
 def _damaged_tables(corpus: Manifest) -> Iterator[Damage]:
@@ -92,6 +93,17 @@ def _damaged_files(corpus: Manifest, num_threads: int) -> list[Damage]:
     with ThreadPoolExecutor(num_threads) as pool:
         found = pool.map(functools.partial(verify_file, corpus), rows, first_batches[:-1])
         return [damage for group in found for damage in group]
+
+
+def _unlisted_files(corpus: Manifest) -> Iterator[Damage]:
+    """Yield local files in the folders of the corpus's own files that the manifest does not know."""
+    if "://" in corpus.folder:
+        return
+    listed = set(corpus.shards.column("path").to_pylist())
+    for folder in sorted({path.rpartition("/")[0] for path in listed}):
+        for path in sorted((Path(corpus.folder) / folder).glob("*")):
+            if f"{folder}/{path.name}" not in listed:
+                yield Damage(f"{folder}/{path.name}", None, None, "is not in the manifest")
 
 
 def verify_file(corpus: Manifest, row: dict[str, Any], first_batch: int) -> list[Damage]:

@@ -76,15 +76,11 @@ def test_the_root_digest_is_the_documented_one(corpus: TinyCorpus) -> None:
         {"files": [FileEntry("web", "/elsewhere", "part-0.txt", 1000)]},
     ],
 )
-def test_the_root_digest_ignores_notes_and_places(
-    corpus: TinyCorpus, tmp_path: Path, changes: dict[str, Any]
-) -> None:
+def test_the_root_digest_ignores_notes_and_places(corpus: TinyCorpus, tmp_path: Path, changes: dict[str, Any]) -> None:
     assert tiny_corpus.build(tmp_path, **changes).manifest.root_digest == corpus.manifest.root_digest
 
 
-def test_the_root_digest_ignores_the_order_in_which_shards_were_made(
-    corpus: TinyCorpus, tmp_path: Path
-) -> None:
+def test_the_root_digest_ignores_the_order_in_which_shards_were_made(corpus: TinyCorpus, tmp_path: Path) -> None:
     entries = tiny_corpus.build(tmp_path).entries
     random.Random(3).shuffle(entries)
     again = tiny_corpus.build(tmp_path, shards=entries).manifest
@@ -125,6 +121,15 @@ def test_the_manifest_is_the_last_thing_written(tmp_path: Path, monkeypatch: pyt
     assert sorted(written) == ["batches.arrow", "files.arrow", "manifest.json", "shards.arrow"]
 
 
+def test_files_that_killed_writers_left_are_gone_after_the_commit(corpus: TinyCorpus, tmp_path: Path) -> None:
+    for left in ("train/.00000000.arrow.0a1b.tmp", "rejects/00000000.jsonl.tmp", ".shards.arrow.tmp"):
+        (tmp_path / left).parent.mkdir(exist_ok=True)
+        (tmp_path / left).write_bytes(b"half")
+    tiny_corpus.build(tmp_path)
+    names = [sorted(str(path.relative_to(root)) for path in root.rglob("*")) for root in (tmp_path, corpus.folder)]
+    assert names[0] == names[1]
+
+
 def test_any_flipped_bit_of_the_manifest_is_found(corpus: TinyCorpus, tmp_path: Path) -> None:
     whole = (corpus.folder / "manifest.json").read_bytes()
     for bit in random.Random(4).sample(range(8 * len(whole)), 2000):
@@ -136,9 +141,7 @@ def test_any_flipped_bit_of_the_manifest_is_found(corpus: TinyCorpus, tmp_path: 
 
 
 @pytest.mark.parametrize("table", ["shards", "batches", "files"])
-def test_flipped_bits_of_a_table_are_found_when_it_is_read(
-    corpus: TinyCorpus, tmp_path: Path, table: str
-) -> None:
+def test_flipped_bits_of_a_table_are_found_when_it_is_read(corpus: TinyCorpus, tmp_path: Path, table: str) -> None:
     shutil.copytree(corpus.folder, tmp_path, dirs_exist_ok=True)
     path = tmp_path / f"{table}.arrow"
     whole = path.read_bytes()
@@ -175,9 +178,7 @@ def test_a_setting_that_differs_is_named_with_both_values(corpus: TinyCorpus) ->
 
 
 def test_other_input_differs(corpus: TinyCorpus) -> None:
-    assert manifest.compare(str(corpus.folder), SETTINGS, "cd" * 32) == Differs(
-        "input files", "ab" * 32, "cd" * 32
-    )
+    assert manifest.compare(str(corpus.folder), SETTINGS, "cd" * 32) == Differs("input files", "ab" * 32, "cd" * 32)
 
 
 def test_a_folder_without_a_manifest_compares_as_absent(tmp_path: Path) -> None:
@@ -185,7 +186,5 @@ def test_a_folder_without_a_manifest_compares_as_absent(tmp_path: Path) -> None:
 
 
 def test_reading_a_folder_without_a_manifest_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(
-        CorpusError, match=r"found no manifest\.json; expected a finished corpus; run `herd tokenize`"
-    ):
+    with pytest.raises(CorpusError, match=r"found no manifest\.json; expected a finished corpus; run `herd tokenize`"):
         manifest.read(str(tmp_path))

@@ -60,12 +60,8 @@ def test_a_flipped_token_names_batch_and_document(clean: TinyCorpus, folder: Pat
         sought = batches[2].column(0)[row].values.to_numpy().tobytes()
     document = batches[0].num_rows + batches[1].num_rows + row
     flip(path, 8 * whole.index(sought) + 3)
-    assert verify(str(folder)) == [
-        Damage("train/00000001.arrow", 2, document, "tokens do not match their checksum")
-    ]
-    assert str(verify(str(folder))[0]).startswith(
-        f"train/00000001.arrow, batch 2, document {document}: tokens"
-    )
+    assert verify(str(folder)) == [Damage("train/00000001.arrow", 2, document, "tokens do not match their checksum")]
+    assert str(verify(str(folder))[0]).startswith(f"train/00000001.arrow, batch 2, document {document}: tokens")
 
 
 def test_a_flip_in_the_source_column_names_its_batch(folder: Path) -> None:
@@ -97,6 +93,11 @@ def test_a_lost_file_is_named(folder: Path) -> None:
     assert [(damage.file, damage.what) for damage in found] == [
         ("train/00000002.arrow", "cannot be read: No such file or directory")
     ]
+
+
+def test_a_file_that_was_added_is_named(folder: Path) -> None:
+    (folder / "train" / "00000099.arrow").write_bytes(b"x")
+    assert verify(str(folder)) == [Damage("train/00000099.arrow", None, None, "is not in the manifest")]
 
 
 def test_a_cut_file_is_named_with_both_lengths(folder: Path) -> None:
