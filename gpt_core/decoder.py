@@ -1,0 +1,215 @@
+"""The forward pass of generation: the same GPT as ``model.py``, on a cache and on constant shapes.
+
+Called by the engine. Invariant: which numbers a row is computed from, and by operations of which
+shapes, depends on that row's own sequence alone. Rows of other sequences share a matrix product
+only where its bits do not depend on how many rows there are (``self_check.py`` tries it).
+
+Shapes: R rows (one a slot), P chunks, T positions of a chunk, M = P*T, C width, H heads,
+L keys, D head width, V vocabulary rounded up to ``VOCABULARY_STEP``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt_core.kv_cache import KVCache
+from gpt_core.linear_kernels import Linear, packed_linear, plain_linear
+from gpt_core.model import LAYER_NORM_EPSILON
+from gpt_core.presets import ModelShape
+from gpt_core.sampling import VOCABULARY_STEP
+
+CHUNK_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Up to CHUNK_TOKENS prompt tokens for positions from ``start``, a multiple of CHUNK_TOKENS."""
+
+    slot: int
+    start: int
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Norm:
+    weight: Tensor
+    bias: Tensor
+    dtype: torch.dtype
+
+    def __call__(self, x_MC: Tensor) -> Tensor:
+        normed = F.layer_norm(x_MC, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPSILON)
+        return normed.to(self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    ln_1: _Norm
+    qkv: Linear
+    attention_out: Linear
+    ln_2: _Norm
+    fc_gelu: Linear
+    mlp_out: Linear
+    band: int | None
+
+
+class Decoder:
+    """A GPT's weights laid out for generation.
+
+    Products and the cache are in ``dtype``; the residual stream, the LayerNorms and the logits in fp32.
+
+    Args:
+        weights: fp32 tensors under the parameter names of ``model.GPT``; not changed.
+        shape: The model's sizes; dropout is not applied.
+        dtype: torch.float32 or torch.bfloat16.
+        device: Where to compute.
+        packed: Use packed products (``linear_kernels.can_pack`` must have said yes).
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        shape: ModelShape,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        packed: bool,
+    ) -> None:
+        self.shape, self.dtype, self.device, self.packed = shape, dtype, device, packed
+        self._weights = weights
+        self._wte_VC = weights["wte.weight"].detach().to(device)
+        self._wpe_LC = weights["wpe.weight"].detach().to(device, torch.float32)
+        self._layers = [self._layer(index) for index in range(shape.n_layer)]
+        self._ln_f = self._norm("ln_f")
+        spare = -shape.vocabulary_size % VOCABULARY_STEP
+        self._head = self._pack(F.pad(self._wte_VC, (0, 0, 0, spare)).to(dtype), None)
+        self._wte_VC = self._wte_VC.to(dtype)
+        self._weights = {}
+
+    @torch.inference_mode()
+    def decode(self, cache: KVCache, tokens_R: Tensor, positions_R: Tensor, slots: range, num_keys: int) -> Tensor:
+        """Store one token's keys and values in each slot of ``slots`` and return fp32 logits_RV.
+
+        Logits of ids past the vocabulary are -inf. ``num_keys``, a multiple of KEY_STEP, must
+        exceed every position; it changes no bit of a row.
+        """
+        x_RC = self._embed(tokens_R, positions_R)
+        rows_R = torch.arange(slots.start, slots.stop, device=self.device)
+        masks = self._masks(positions_R[:, None], num_keys)
+        for index, layer in enumerate(self._layers):
+            q_RHD, k_RHD, v_RHD = self._heads(layer.qkv(layer.ln_1(x_RC)))
+            keys_SHLD, values_SHLD = cache.keys_NSHLD[index], cache.values_NSHLD[index]
+            keys_SHLD[rows_R, :, positions_R] = k_RHD
+            values_SHLD[rows_R, :, positions_R] = v_RHD
+            mixed_RH1D = F.scaled_dot_product_attention(
+                q_RHD[:, :, None],
+                keys_SHLD[slots.start : slots.stop, :, :num_keys],
+                values_SHLD[slots.start : slots.stop, :, :num_keys],
+                attn_mask=masks[layer.band][:, None],
+            )
+            x_RC = self._finish_layer(layer, x_RC, mixed_RH1D.flatten(1))
+        return self._logits(x_RC)
+
+    @torch.inference_mode()
+    def prefill(self, cache: KVCache, chunks: Sequence[Chunk], num_chunks: int) -> Tensor:
+        """Store the keys and values of chunks and return the last layer's stream x_PTC for ``prompt_logits``.
+
+        Chunks of one slot come in the order of their positions. Products run on ``num_chunks``
+        chunks, spare ones padded; attention runs chunk by chunk on exactly the keys before its end.
+        """
+        tokens_M, positions_M = self._chunk_rows(chunks, num_chunks)
+        x_MC = self._embed(tokens_M, positions_M)
+        own = positions_M.view(num_chunks, CHUNK_TOKENS)
+        masks = [self._masks(own[i], chunk.start + CHUNK_TOKENS) for i, chunk in enumerate(chunks)]
+        for index, layer in enumerate(self._layers):
+            q_MHD, k_MHD, v_MHD = self._heads(layer.qkv(layer.ln_1(x_MC)))
+            mixed_MC = torch.zeros(x_MC.shape, dtype=self.dtype, device=self.device)
+            for i, chunk in enumerate(chunks):
+                rows = slice(i * CHUNK_TOKENS, (i + 1) * CHUNK_TOKENS)
+                end = chunk.start + CHUNK_TOKENS
+                keys_HLD, values_HLD = (
+                    cache.keys_NSHLD[index, chunk.slot],
+                    cache.values_NSHLD[index, chunk.slot],
+                )
+                keys_HLD[:, chunk.start : end] = k_MHD[rows].transpose(0, 1)
+                values_HLD[:, chunk.start : end] = v_MHD[rows].transpose(0, 1)
+                mixed_1HTD = F.scaled_dot_product_attention(
+                    q_MHD[None, rows].transpose(1, 2),
+                    keys_HLD[None, :, :end],
+                    values_HLD[None, :, :end],
+                    attn_mask=masks[i][layer.band],
+                )
+                mixed_MC[rows] = mixed_1HTD[0].transpose(0, 1).flatten(1)
+            x_MC = self._finish_layer(layer, x_MC, mixed_MC)
+        return x_MC.view(num_chunks, CHUNK_TOKENS, -1)
+
+    @torch.inference_mode()
+    def prompt_logits(self, x_TC: Tensor) -> Tensor:
+        """Return the logits_TV of one chunk's stream, a constant number of rows."""
+        return self._logits(x_TC)
+
+    def _layer(self, index: int) -> _Layer:
+        name = f"h.{index}"
+        return _Layer(
+            ln_1=self._norm(f"{name}.ln_1"),
+            qkv=self._linear(f"{name}.attn.c_attn"),
+            attention_out=self._linear(f"{name}.attn.c_proj"),
+            ln_2=self._norm(f"{name}.ln_2"),
+            fc_gelu=self._linear(f"{name}.mlp.c_fc", gelu=True),
+            mlp_out=self._linear(f"{name}.mlp.c_proj"),
+            band=self.shape.attention_band if self.shape.is_banded(index) else None,
+        )
+
+    def _tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        return self._weights[name].detach().to(self.device, dtype)
+
+    def _norm(self, name: str) -> _Norm:
+        weight, bias = (self._tensor(f"{name}.{part}", torch.float32) for part in ("weight", "bias"))
+        return _Norm(weight, bias, self.dtype)
+
+    def _linear(self, name: str, *, gelu: bool = False) -> Linear:
+        weight, bias = (self._tensor(f"{name}.{part}", self.dtype) for part in ("weight", "bias"))
+        return self._pack(weight, bias, gelu=gelu)
+
+    def _pack(self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Linear:
+        return (packed_linear if self.packed else plain_linear)(weight, bias, gelu=gelu)
+
+    def _embed(self, tokens_M: Tensor, positions_M: Tensor) -> Tensor:
+        # Padding of a last chunk may lie past the last position; what it computes is never read.
+        known_M = positions_M.clamp(max=self.shape.num_positions - 1)
+        return self._wte_VC[tokens_M].float() + self._wpe_LC[known_M]
+
+    def _heads(self, qkv_M3C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = qkv_M3C.unflatten(-1, (3, self.shape.n_head, -1)).unbind(1)
+        return q, k, v
+
+    def _finish_layer(self, layer: _Layer, x_MC: Tensor, mixed_MC: Tensor) -> Tensor:
+        x_MC = x_MC + layer.attention_out(mixed_MC).float()
+        return x_MC + layer.mlp_out(layer.fc_gelu(layer.ln_2(x_MC))).float()
+
+    def _logits(self, x_MC: Tensor) -> Tensor:
+        logits_MV = self._head(self._ln_f(x_MC)).float()
+        logits_MV[:, self.shape.vocabulary_size :] = -torch.inf
+        return logits_MV
+
+    def _masks(self, positions_M1: Tensor, num_keys: int) -> dict[int | None, Tensor]:
+        """Return the additive masks [..., L] of dense layers (key None) and banded ones (key the band)."""
+        positions = positions_M1[..., None]
+        distance = positions - torch.arange(num_keys, device=self.device)
+        zeros = torch.zeros(distance.shape, dtype=self.dtype, device=self.device)
+        masks: dict[int | None, Tensor] = {None: zeros.masked_fill(distance < 0, -torch.inf)}
+        band = self.shape.attention_band
+        if band is not None:
+            masks[band] = masks[None].masked_fill(distance >= band, -torch.inf)
+        return masks
+
+    def _chunk_rows(self, chunks: Sequence[Chunk], num_chunks: int) -> tuple[Tensor, Tensor]:
+        tokens_PT = torch.zeros(num_chunks, CHUNK_TOKENS, dtype=torch.int64)
+        starts_P = torch.zeros(num_chunks, 1, dtype=torch.int64)
+        for i, chunk in enumerate(chunks):
+            tokens_PT[i, : len(chunk.ids)] = torch.tensor(chunk.ids)
+            starts_P[i] = chunk.start
+        positions_PT = starts_P + torch.arange(CHUNK_TOKENS)
+        return tokens_PT.flatten().to(self.device), positions_PT.flatten().to(self.device)

@@ -1,0 +1,160 @@
+"""Tries, when an engine loads, which shapes give a row the same bits on this machine.
+
+Called by the engine, which gets its decoder here. Everything is compared with one constant shape,
+``REFERENCE_ROWS``, whatever the number of slots: engines with few and many slots then agree with
+each other, too. A class that differs is dropped: the promise is kept at the price of some speed.
+
+The probe runs the engine's own decoder code on the first ``PROBE_LAYERS`` layers and the head:
+kernels are chosen by shape, and all layers have the same shapes.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gpt_core.decoder import CHUNK_TOKENS, Chunk, Decoder
+from gpt_core.kv_cache import KEY_STEP, KVCache
+from gpt_core.linear_kernels import can_pack
+from gpt_core.presets import ModelShape
+
+_log = logging.getLogger(__name__)
+
+REFERENCE_ROWS = 64
+ROW_CLASSES = (4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
+REFERENCE_CHUNKS = 4
+CHUNK_CLASSES = (1, 2, 4)
+PROBE_LAYERS = 2
+PROBE_POSITIONS = 48  # positions of the probing rows; all below KEY_STEP
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where and in which type to compute."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeClasses:
+    """The shapes that agree bit for bit, smallest first."""
+
+    rows: tuple[int, ...]
+    """Rows of a decode step."""
+    chunks: tuple[int, ...]
+    """Chunks of a prefill pass."""
+    key_step: int
+    """Numbers of keys are multiples of this; the whole cache's where padding changes bits."""
+    dropped: tuple[str, ...]
+    """The classes that differ, in words."""
+    is_invariant: bool
+    """False if even the reference shape depends on where among its rows a sequence lies."""
+
+
+def checked_decoder(
+    weights: Mapping[str, Tensor], shape: ModelShape, cache_positions: int, num_slots: int, target: Target
+) -> tuple[Decoder, ShapeClasses]:
+    """Return the fastest decoder whose bits do not depend on company, and the shapes that agree.
+
+    If none is so (``is_invariant`` says it), the last one tried is returned with a warning logged.
+    """
+    decoder = classes = None
+    for packed in [True, False] if can_pack(target.device, target.dtype) else [False]:
+        decoder = Decoder(weights, shape, target.dtype, target.device, packed=packed)
+        classes = agreed_classes(weights, decoder, cache_positions, num_slots)
+        if classes.is_invariant:
+            break
+        _log.warning("generation, packed=%s: rows depend on company: %s", packed, ", ".join(classes.dropped))
+    assert decoder is not None
+    assert classes is not None
+    return decoder, classes
+
+
+def agreed_classes(weights: Mapping[str, Tensor], decoder: Decoder, num_positions: int, num_rows: int) -> ShapeClasses:
+    """Compare the bits of every class of shapes an engine with ``num_rows`` slots can use.
+
+    Args:
+        weights: The model's, under the names of ``model.GPT``.
+        decoder: The decoder whose type, device and packing are to be tried.
+        num_positions: The cache's length.
+        num_rows: The engine's slots.
+    """
+    probe = _Probe(weights, decoder, num_positions)
+    useful = [rows for rows in ROW_CLASSES if rows <= max(num_rows, REFERENCE_ROWS)]
+    rows = tuple(count for count in useful if probe.agrees_on_rows(count))
+    chunks = tuple(count for count in CHUNK_CLASSES if probe.agrees_on_chunks(count))
+    lengths = sorted({min(length, num_positions) for length in (KEY_STEP, 256, 576, num_positions)})
+    keys_agree = all(probe.agrees_on_keys(length) for length in lengths)
+    dropped = [f"decode rows {count}" for count in useful if count not in rows]
+    dropped += [f"prefill chunks {count}" for count in CHUNK_CLASSES if count not in chunks]
+    dropped += [] if keys_agree else ["padded numbers of keys"]
+    return ShapeClasses(
+        rows=rows or (REFERENCE_ROWS,),
+        chunks=chunks or (REFERENCE_CHUNKS,),
+        key_step=KEY_STEP if keys_agree else num_positions,
+        dropped=tuple(dropped),
+        is_invariant=REFERENCE_ROWS in rows and REFERENCE_CHUNKS in chunks,
+    )
+
+
+class _Probe:
+    """A decoder of the first layers, random rows, and what the reference shape makes of them."""
+
+    def __init__(self, weights: Mapping[str, Tensor], decoder: Decoder, num_positions: int) -> None:
+        shape = replace(decoder.shape, n_layer=min(PROBE_LAYERS, decoder.shape.n_layer))
+        self._decoder = Decoder(weights, shape, decoder.dtype, decoder.device, packed=decoder.packed)
+        self._shape = shape
+        self._num_positions = num_positions
+        self._generator = torch.Generator().manual_seed(0)
+        num_rows = max(ROW_CLASSES)
+        self._tokens = self._random(shape.vocabulary_size, num_rows)
+        self._positions = self._random(min(PROBE_POSITIONS, shape.num_positions), num_rows)
+        self._past = torch.randn(
+            2, shape.n_layer, num_rows, shape.n_head, KEY_STEP, shape.head_width, generator=self._generator
+        ).to(decoder.dtype)
+        self._chunks = [
+            Chunk(0, 0, tuple(self._random(shape.vocabulary_size, CHUNK_TOKENS).tolist()))
+            for _ in range(REFERENCE_CHUNKS)
+        ]
+        self._expected = self._decode(torch.arange(REFERENCE_ROWS), KEY_STEP)
+        self._expected_chunks = self._prefill(range(REFERENCE_CHUNKS), REFERENCE_CHUNKS)
+
+    def agrees_on_rows(self, count: int) -> bool:
+        """Compare the leading rows in order, and all rows at other places of the batch."""
+        shared = min(count, REFERENCE_ROWS)
+        order = torch.arange(count)
+        shuffled = torch.arange(count - 1, -1, -1)
+        in_order = torch.equal(self._decode(order, KEY_STEP)[:shared], self._expected[:shared])
+        back = self._decode(shuffled, KEY_STEP).flip(0)
+        return in_order and torch.equal(back[:shared], self._expected[:shared])
+
+    def agrees_on_keys(self, num_keys: int) -> bool:
+        return torch.equal(self._decode(torch.arange(REFERENCE_ROWS), num_keys), self._expected)
+
+    def agrees_on_chunks(self, count: int) -> bool:
+        """Compare each chunk's stream in passes of ``count`` chunks, at both ends of the pass."""
+        first = self._prefill(range(count), count)
+        last = self._prefill(range(count - 1, -1, -1), count).flip(0)
+        expected = self._expected_chunks[:count]
+        return torch.equal(first, expected) and torch.equal(last, expected)
+
+    def _random(self, limit: int, count: int) -> Tensor:
+        return torch.randint(0, limit, (count,), generator=self._generator)
+
+    def _cache(self, num_slots: int) -> KVCache:
+        return KVCache(self._shape, num_slots, self._num_positions, self._decoder.dtype, self._decoder.device)
+
+    def _decode(self, order: Tensor, num_keys: int) -> Tensor:
+        cache = self._cache(len(order))
+        cache.keys_NSHLD[:, :, :, :KEY_STEP] = self._past[0][:, order]
+        cache.values_NSHLD[:, :, :, :KEY_STEP] = self._past[1][:, order]
+        device = self._decoder.device
+        tokens, positions = self._tokens[order].to(device), self._positions[order].to(device)
+        return self._decoder.decode(cache, tokens, positions, range(len(order)), num_keys)
+
+    def _prefill(self, order: range, count: int) -> Tensor:
+        chunks = [replace(self._chunks[index], slot=slot) for slot, index in enumerate(order)]
+        return self._decoder.prefill(self._cache(count), chunks, count)
