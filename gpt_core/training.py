@@ -204,7 +204,7 @@ class Run:
         try:
             report = self.learner.take_step(micro_batches, share, stop=stop)
         except RunFailedError as error:
-            raise self._failure(error.found, error.expected) from error
+            raise self._failure(self.learner.step + 1, self.tokens, error.found, error.expected) from error
         self.tokens = tokens
         return report
 
@@ -215,9 +215,9 @@ class Run:
         micro_batches, waited_seconds = batches.take()
         report = self.take_step(micro_batches, stop=self.observer.should_stop())
         seconds = time.perf_counter() - start
+        self._guard_against_spikes(report.loss, tokens)
         self.metrics = self._step_metrics(report, share, (self.tokens - tokens) / seconds)
         self.metrics["data_wait_share"] = waited_seconds / seconds
-        self._guard_against_spikes(report.loss)
         if self._is_due(self.plan.evaluate_every_steps) and len(self.validation):
             self.metrics["validation_loss"] = self.validation_loss()
         self.observer.on_metrics(self.learner.step, self.tokens, dict(self.metrics))
@@ -260,14 +260,16 @@ class Run:
             metrics["mfu_palm"] = flops / (peak * self.ranks.num_ranks)
         return metrics
 
-    def _guard_against_spikes(self, loss: float) -> None:
-        limit, smoothed = self.plan.max_loss_rise, self.metrics["smoothed_loss"]
-        if limit is None or self.learner.step <= STEPS_BEFORE_SPIKES or loss <= smoothed + limit:
+    def _guard_against_spikes(self, loss: float, tokens_before: int) -> None:
+        step, limit = self.learner.step, self.plan.max_loss_rise
+        smoothed = self.metrics.get("smoothed_loss", loss)
+        if limit is None or step <= STEPS_BEFORE_SPIKES or loss <= smoothed + limit:
             return
-        raise self._failure(f"loss {loss:.4f}", f"at most {limit} above the smoothed loss {smoothed:.4f}")
+        expected = f"at most {limit} above the smoothed loss {smoothed:.4f}"
+        raise self._failure(step, tokens_before, f"loss {loss:.4f}", expected)
 
-    def _failure(self, found: str, expected: str) -> RunFailedError:
-        rows = self._rows(self.tokens)
+    def _failure(self, step: int, tokens_before: int, found: str, expected: str) -> RunFailedError:
+        rows = self._rows(tokens_before)
         bad = [index for index, loss in enumerate(self.learner.micro_losses) if not math.isfinite(loss)]
         if bad:
             size = self.plan.micro_batch_sequences
@@ -275,7 +277,7 @@ class Run:
         self.writer.wait()
         newest = self._newest_path()
         return RunFailedError(
-            f"step {self.learner.step + 1}, rows {rows[0]} to {rows[-1]}",
+            f"step {step}, rows {rows[0]} to {rows[-1]}",
             found,
             expected,
             f"the last good checkpoint is {newest or 'none'}; lower the learning rate, or look at the rows "

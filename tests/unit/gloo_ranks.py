@@ -2,6 +2,7 @@
 
 import multiprocessing as mp
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,7 @@ _CONTEXT = mp.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "gpt_core.training"])
 
 
-def run_on_ranks(num_ranks, folder, function, *arguments, killed=False):
+def run_on_ranks(num_ranks, folder, function, *arguments, killed=False) -> list[Any]:
     """Return [function(Ranks, *arguments) of rank 0, 1, ...]; function must be importable by its name.
 
     killed: the processes are expected to die by SIGKILL, and each result is None.

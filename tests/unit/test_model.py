@@ -85,7 +85,7 @@ def test_a_band_of_two_sees_itself_and_its_predecessor():
 
 
 def test_more_positions_than_the_model_has_are_refused():
-    with pytest.raises(SettingsError, match="25 positions.*at most 24"):
+    with pytest.raises(SettingsError, match=r"25 positions.*at most 24"):
         GPT(TINY).initialise(0)(some_ids(TINY, 1, 25))
 
 
@@ -107,9 +107,7 @@ def test_logits_equal_those_of_the_public_implementation():
     state = peer.state_dict()
     linear = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     for name, parameter in model.named_parameters():
-        state[f"transformer.{name}"].copy_(
-            parameter.detach().t() if name.endswith(linear) else parameter.detach()
-        )
+        state[f"transformer.{name}"].copy_(parameter.detach().t() if name.endswith(linear) else parameter.detach())
     ids = some_ids(TINY, 2, 24)
     with torch.no_grad():
         difference = (peer(ids).logits - model(ids)).abs().max().item()
