@@ -15,6 +15,7 @@ import importlib
 import json
 import logging
 import os
+import shlex
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from cluster.progress import say
 from cluster.record_book import RecordBook, Run, without_credentials
 from cluster.replay import JOURNAL_NAME, Replayer
 from gpt_core.errors import ResourceError, SettingsError
+from gpt_core.settings import TrackingSettings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -136,6 +138,14 @@ def tracking_uri(options: TrackingOptions, parent_folder: Path) -> str:
     if urlsplit(uri).scheme in ("", "file"):
         raise SettingsError("tracking.uri", uri, "sqlite:///FILE or http(s)://HOST:PORT", "use a database or a server")
     return uri
+
+
+def page_command(settings: TrackingSettings, output: str) -> str:
+    """Return what a person types, or opens, to look at the runs of a job with this output folder."""
+    uri = tracking_uri(TrackingOptions(settings.uri), Path(output).absolute().parent)
+    if uri.startswith("sqlite:"):
+        return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    return without_credentials(uri)
 
 
 class _MlflowStore:
