@@ -5,13 +5,16 @@ the bytes of a shard depend on its documents alone, never on how they were hande
 machine; a file that carries a shard's name is whole, because it gets the name last.
 """
 
+import functools
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +22,7 @@ import xxhash
 
 from gpt_core.digests import row_checksums
 from gpt_core.errors import CorpusError
+from gpt_core.storage import Storage
 
 BATCH_TOKENS = 1 << 20  # 2 MiB of uint16 tokens: a read-ahead unit, and the grain at which damage is named
 MAX_LIST_TOKENS = (1 << 31) - 1  # a list column counts its tokens in int32
@@ -55,9 +59,7 @@ def shard_schema(dtype: np.dtype | type) -> pa.Schema:
     )
 
 
-def with_end_of_text(
-    tokens: np.ndarray, offsets: np.ndarray, end_of_text: int
-) -> tuple[np.ndarray, np.ndarray]:
+def with_end_of_text(tokens: np.ndarray, offsets: np.ndarray, end_of_text: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the documents with the end-of-text id appended to each.
 
     Args:
@@ -140,9 +142,7 @@ def _batch_of(chunks: Sequence[_Chunk], schema: pa.Schema) -> pa.RecordBatch:
     tokens = np.concatenate([chunk.tokens for chunk in chunks])
     if len(tokens) > MAX_LIST_TOKENS:
         found = f"{len(tokens)} tokens"
-        raise CorpusError(
-            "record batch", found, f"at most {MAX_LIST_TOKENS}", "lower the limit on document size"
-        )
+        raise CorpusError("record batch", found, f"at most {MAX_LIST_TOKENS}", "lower the limit on document size")
     lengths = np.concatenate([np.diff(chunk.offsets) for chunk in chunks])
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     columns = [
@@ -156,22 +156,23 @@ def _batch_of(chunks: Sequence[_Chunk], schema: pa.Schema) -> pa.RecordBatch:
 
 
 class ShardWriter:
-    """Writes one local shard; a context manager that abandons the file on an exception.
+    """Writes one shard; a context manager that abandons the file on an exception.
 
     ``append`` buffers documents up to about one batch of tokens, so memory is bounded by one batch
     and one call's input. Nothing bears the shard's name before ``close`` has written and fsynced
-    every byte. A writer that got no document leaves no file.
+    every byte, or, for a URL, uploaded a local temporary file. A writer that got no document leaves no file.
 
     Args:
-        path: Where the shard shall lie; its folder is made if absent.
+        path: Where the shard shall lie, a path or a URL; its folder is made if absent.
         dtype: Type of the token ids, uint16 or uint32.
     """
 
     def __init__(self, path: str | Path, dtype: np.dtype | type) -> None:
-        self._path = Path(path)
+        self._url = str(path) if "://" in str(path) else None
+        self._path = Path(tempfile.gettempdir(), Path(path).name) if self._url else Path(path)
+        self._temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(8)}.tmp")
         self._dtype = np.dtype(dtype)
         self._schema = shard_schema(self._dtype)
-        self._temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(8)}.tmp")
         self._sink: _HashedFile | None = None
         self._arrow: pa.RecordBatchFileWriter | None = None
         self._waiting: list[_Chunk] = []
@@ -214,8 +215,7 @@ class ShardWriter:
             return ShardStats()
         self._arrow.close()
         self._sink.sync_and_close()
-        self._temporary.replace(self._path)
-        sync_folder(self._path.parent)
+        self._publish()
         digests, end_bytes, documents, tokens = zip(*self._batches, strict=True)
         totals = (sum(documents), sum(tokens), self._sink.num_bytes, self._sink.hexdigest())
         return ShardStats(*totals, digests, end_bytes, documents, tokens)
@@ -255,6 +255,15 @@ class ShardWriter:
         self._waiting.clear()
         self._num_waiting_tokens = 0
 
+    def _publish(self) -> None:
+        if self._url is None:
+            self._temporary.replace(self._path)
+            sync_folder(self._path.parent)
+            return
+        with self._temporary.open("rb") as source:
+            Storage.of(self._url).write_atomically(self._url, functools.partial(shutil.copyfileobj, source))
+        self._temporary.unlink()
+
     def _opened(self) -> tuple[_HashedFile, pa.RecordBatchFileWriter]:
         if self._sink is None or self._arrow is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -286,8 +295,10 @@ class ShardDocument:
 class ShardReader:
     """Reads one shard through a memory map; arrays are views of it, no bytes are copied.
 
+    A shard at a URL is read by record batch, each fetched when it is asked for.
+
     Args:
-        path: A local shard file.
+        path: A shard file, or its URL.
         batch_tokens: Tokens of each record batch, if the caller knows them (the manifest does);
             without them the reader visits every batch's header once, when first asked.
 
@@ -298,13 +309,11 @@ class ShardReader:
     def __init__(self, path: str | Path, batch_tokens: np.ndarray | None = None) -> None:
         self.path = str(path)
         try:
-            self._map = pa.memory_map(self.path)
-            self._file = pa.ipc.open_file(self._map)
+            self._source = self._opened()
+            self._file = pa.ipc.open_file(self._source)
         except (OSError, pa.ArrowInvalid) as error:
             remedy = "run `herd verify` on the corpus, then make the damaged part again"
-            raise CorpusError(
-                self.path, str(error).splitlines()[0], "a whole Arrow IPC file", remedy
-            ) from error
+            raise CorpusError(self.path, str(error).splitlines()[0], "a whole Arrow IPC file", remedy) from error
         self._token_ends = None if batch_tokens is None else np.concatenate([[0], np.cumsum(batch_tokens)])
 
     @property
@@ -365,4 +374,9 @@ class ShardReader:
 
     def close(self) -> None:
         """Let go of the map; arrays already handed out stay valid."""
-        self._map.close()
+        self._source.close()
+
+    def _opened(self) -> pa.NativeFile | BinaryIO:
+        if "://" in self.path:
+            return Storage.of(self.path).open_read(self.path)
+        return pa.memory_map(self.path)

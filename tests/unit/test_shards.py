@@ -1,9 +1,13 @@
 """Shards: bytes depend on the documents alone, and readers get them back without a copy."""
 
 import dataclasses
+import io
 import json
+import tempfile
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -67,9 +71,7 @@ def test_documents_come_back_with_their_source(tmp_path: Path) -> None:
     assert [row.tokens.tolist() for row in found] == [document.tolist() for document in documents]
     assert [row.file for row in found] == [f"folder/file-{number % 7}.txt" for number in range(50)]
     assert [(row.start, row.end) for row in found] == [(10 * n, 10 * n + 5) for n in range(50)]
-    assert [row.checksum for row in found] == [
-        xxhash.xxh3_64(d.tobytes()).intdigest() & 0xFFFFFFFF for d in documents
-    ]
+    assert [row.checksum for row in found] == [xxhash.xxh3_64(d.tobytes()).intdigest() & 0xFFFFFFFF for d in documents]
     assert stats.num_documents == 50
     assert stats.num_tokens == reader.num_tokens == sum(map(len, documents))
 
@@ -180,3 +182,37 @@ def test_a_torn_or_absent_shard_is_named(tmp_path: Path) -> None:
         ShardReader(torn)
     with pytest.raises(CorpusError, match="absent"):
         ShardReader(tmp_path / "absent.arrow")
+
+
+class FakeStore:
+    """A remote store that shows a file when its one upload has ended."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+
+    @classmethod
+    def of(cls, root: str) -> "FakeStore":
+        assert root.startswith("s3://")
+        return cls()
+
+    def write_atomically(self, path: str, write: Callable[[BinaryIO], None]) -> None:
+        buffer = io.BytesIO()
+        write(buffer)
+        self.files[path] = buffer.getvalue()
+
+    def open_read(self, path: str) -> BinaryIO:
+        return io.BytesIO(self.files[path])
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_a_shard_at_a_url_is_uploaded_whole_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "Storage", FakeStore)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    documents = random_documents(seed=8, count=40)
+    with ShardWriter("s3://bucket/train/0.arrow", np.uint16) as writer:
+        append(writer, documents)
+        stats = writer.close()
+    assert stats == write(tmp_path / "local.arrow", documents)
+    assert FakeStore.files["s3://bucket/train/0.arrow"] == (tmp_path / "local.arrow").read_bytes()
+    assert list((tmp_path / "temporary").iterdir()) == []
+    reader = ShardReader("s3://bucket/train/0.arrow", np.array(stats.batch_tokens))
+    assert reader.tokens(90, 200).tolist() == np.concatenate(documents)[90:290].tolist()
