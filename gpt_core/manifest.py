@@ -15,7 +15,6 @@ import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,65 +23,14 @@ import pyarrow as pa
 from gpt_core.digests import canonical_json, sha256_hex, xxh3_128_hex
 from gpt_core.errors import CorpusError, RunFailedError
 from gpt_core.ledger import first_difference
-from gpt_core.shards import ShardStats
+from gpt_core.manifest_tables import FileEntry, ShardEntry, files_table, rows, shard_tables
 from gpt_core.storage import Storage
 
 FORMAT = "gpt-herd corpus 1"
 MANIFEST = "manifest.json"
 REJECTS = "rejects"
-_ROWS_AT_ONCE = 1 << 14
 _BLANK_DIGEST = "0" * 64
 _REMEDY = "run `herd verify` on the folder; restore it, or delete it and tokenize again"
-
-_SHARD_COLUMNS = pa.schema(
-    [
-        ("split", pa.string()),
-        ("source", pa.string()),
-        ("plan", pa.int64()),
-        ("path", pa.string()),
-        ("num_documents", pa.int64()),
-        ("num_tokens", pa.int64()),
-        ("num_bytes", pa.int64()),
-        ("xxh3_128", pa.string()),
-        ("num_batches", pa.int64()),
-    ]
-)
-_BATCH_COLUMNS = pa.schema(
-    [
-        ("digest", pa.uint64()),
-        ("end_bytes", pa.int64()),
-        ("num_documents", pa.int64()),
-        ("num_tokens", pa.int64()),
-    ]
-)
-_FILE_COLUMNS = pa.schema(
-    [("source", pa.string()), ("root", pa.string()), ("name", pa.string()), ("num_bytes", pa.int64())]
-)
-_BATCH_LISTS = pa.schema([(column.name, pa.list_(column.type)) for column in _BATCH_COLUMNS])
-
-
-@dataclass(frozen=True, slots=True)
-class ShardEntry:
-    """One file of the corpus as the worker that wrote it describes it.
-
-    A file of rejects has the split "rejects", its rejected documents as documents, and no batches.
-    """
-
-    split: str
-    source: str
-    plan: int
-    path: str
-    stats: ShardStats
-
-
-@dataclass(frozen=True, slots=True)
-class FileEntry:
-    """One source file; ``root`` is where this machine found it and stays out of every digest."""
-
-    source: str
-    root: str
-    name: str
-    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,12 +132,11 @@ def write(folder: str, contents: ManifestContents) -> Manifest:
         RunFailedError: Documents in are not documents kept plus documents rejected.
     """
     storage = Storage.of(folder)
-    listed = _sorted_entries(contents.shards)
-    shards = listed.select(_SHARD_COLUMNS.names)
+    shards, batches = shard_tables(contents.shards)
     tables = {
         "shards.arrow": shards,
-        "batches.arrow": _flattened_batches(listed),
-        "files.arrow": _table_of((asdict(entry) for entry in contents.files), _FILE_COLUMNS),
+        "batches.arrow": batches,
+        "files.arrow": files_table(contents.files),
     }
     header = _header(folder, contents, shards)
     _remove_temporary_files(folder)
@@ -264,7 +211,7 @@ def root_digest(shards: pa.Table, tokenizer_digest: str) -> str:
     split, source, path, documents, tokens, xxh3_128. Backend, time, host and place do not enter.
     """
     columns = ["split", "source", "path", "num_documents", "num_tokens", "xxh3_128"]
-    return sha256_hex(_lines([["tokenizer", tokenizer_digest]], _rows(shards.select(columns))))
+    return sha256_hex(_lines([["tokenizer", tokenizer_digest]], rows(shards.select(columns))))
 
 
 def _remove_temporary_files(folder: str) -> None:
@@ -279,12 +226,6 @@ def _lines(*parts: Iterable[list[Any]]) -> Iterator[bytes]:
     for part in parts:
         for row in part:
             yield canonical_json(row) + b"\n"
-
-
-def _rows(table: pa.Table) -> Iterator[list[Any]]:
-    for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
-        columns = [column.to_pylist() for column in batch.columns]
-        yield from (list(row) for row in zip(*columns, strict=True))
 
 
 def _header(folder: str, contents: ManifestContents, shards: pa.Table) -> dict[str, Any]:
@@ -316,47 +257,6 @@ def _split_totals(shards: pa.Table) -> dict[str, SplitTotals]:
         row["split"]: SplitTotals(row["plan_count"], *(row[f"{name}_sum"] for name in counted))
         for row in sums.sort_by("split").to_pylist()
     }
-
-
-def _sorted_entries(entries: Iterable[ShardEntry]) -> pa.Table:
-    """Return the shards by split and plan, each with its batches as list columns."""
-    schema = pa.schema([*_SHARD_COLUMNS, *(column.with_name(f"batch.{column.name}") for column in _BATCH_LISTS)])
-    table = _table_of((_entry_row(entry) for entry in entries), schema)
-    return table.sort_by([("split", "ascending"), ("plan", "ascending")])
-
-
-def _entry_row(entry: ShardEntry) -> dict[str, Any]:
-    stats = entry.stats
-    return {
-        "split": entry.split,
-        "source": entry.source,
-        "plan": entry.plan,
-        "path": entry.path,
-        "num_documents": stats.num_documents,
-        "num_tokens": stats.num_tokens,
-        "num_bytes": stats.num_bytes,
-        "xxh3_128": stats.xxh3_128,
-        "num_batches": len(stats.batch_digests),
-        "batch.digest": stats.batch_digests,
-        "batch.end_bytes": stats.batch_end_bytes,
-        "batch.num_documents": stats.batch_documents,
-        "batch.num_tokens": stats.batch_tokens,
-    }
-
-
-def _flattened_batches(listed: pa.Table) -> pa.Table:
-    def flat(name: str) -> pa.ChunkedArray:
-        column = listed.column(f"batch.{name}")
-        return pa.chunked_array([chunk.flatten() for chunk in column.chunks], _BATCH_COLUMNS.field(name).type)
-
-    return pa.table({name: flat(name) for name in _BATCH_COLUMNS.names}, schema=_BATCH_COLUMNS)
-
-
-def _table_of(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Return a table of the rows, without ever holding many of them as Python objects."""
-    left = iter(rows)
-    groups = iter(lambda: list(islice(left, _ROWS_AT_ONCE)), [])
-    return pa.Table.from_batches((pa.RecordBatch.from_pylist(group, schema) for group in groups), schema)
 
 
 def _write_table(storage: Storage, name: str, table: pa.Table) -> dict[str, Any]:
