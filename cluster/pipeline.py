@@ -20,8 +20,13 @@ class PipelineResult:
 
 
 def run_pipeline(job: PipelineJob) -> PipelineResult:
-    """Run every stage whose output is not there yet and return what all of them made."""
-    with stages_of(job, "pipeline", job.output) as stages:
+    """Run every stage whose output is not there yet and return what all of them made.
+
+    Mistakes in any stage that show without the stages before it are found first.
+    """
+    training.shape_of(job.pretrain.model, vocabulary_size=1)
+    generating.check_prompts(job.generate)
+    with stages_of(job, "pipeline", job.output) as (stages, _):
         corpus = stages.run("tokenize", tokenizing, job.tokenize)
         model = stages.run("pretrain", training, job.pretrain)
         evaluation = stages.run("evaluate", evaluating, job.evaluate)

@@ -17,23 +17,23 @@ from cluster.tracking import TrackingOptions, open_run
 from gpt_core.errors import ResourceError
 from gpt_core.settings import JobSettings
 
-S = TypeVar("S", contravariant=True)
+S_contra = TypeVar("S_contra", contravariant=True)
 I = TypeVar("I")  # noqa: E741 - the inputs of a stage
 R = TypeVar("R")
 
 
-class Stage(Protocol[S, I, R]):
+class Stage(Protocol[S_contra, I, R]):
     """What a stage's module offers."""
 
-    def resolve(self, settings: S, /) -> I:
+    def resolve(self, settings: S_contra, /) -> I:
         """Find and check the input, before cluster time is spent."""
         ...
 
-    def finished(self, settings: S, inputs: I, /) -> R | None:
+    def finished(self, settings: S_contra, inputs: I, /) -> R | None:
         """Return the result in the output folder; StaleOutputError if other settings made it."""
         ...
 
-    def perform(self, settings: S, inputs: I, cluster: Cluster, run: Run, /) -> R:
+    def perform(self, settings: S_contra, inputs: I, cluster: Cluster, run: Run, /) -> R:
         """Do the work, commit it, record it in the run and return what was made."""
         ...
 
@@ -52,21 +52,23 @@ class Stages:
         self.seconds: dict[str, float | None] = {}
         """How long each stage took; None for a stage that was skipped."""
 
-    def run(self, name: str, stage: Stage[S, I, R], settings: S, *, child: bool = True) -> R:
-        """Return what the stage made, now or before; its records go to a child run, or to the job's own."""
-        started = time.monotonic()
-        output = getattr(settings, "output")  # noqa: B009 - every stage's settings have one
-        inputs = stage.resolve(settings)
-        if (done := stage.finished(settings, inputs)) is not None:
-            say(f"{name}: skipped, {output} was made with these settings already")
+    def run(self, name: str, stage: Stage[S_contra, I, R], settings: S_contra) -> R:
+        """Return what the stage made, now or before; its records go to a child of the job's run."""
+        inputs, done = _looked_up(name, stage, settings)
+        if done is not None:
             self.seconds[name] = None
             return done
+        with self._run.child(name) as child:
+            child.log_settings(_plain(settings))
+            return self.perform(name, stage, settings, inputs, child)
+
+    def perform(self, name: str, stage: Stage[S_contra, I, R], settings: S_contra, inputs: I, run: Run) -> R:
+        """Do a stage's work on the cluster and return what it made."""
+        started = time.monotonic()
+        output = getattr(settings, "output")  # noqa: B009 - every stage's settings have one
         check_writable(output)
         say(f"{name}: writing {output}")
-        cluster = self._connected()
-        with self._run.child(name) if child else contextlib.nullcontext(self._run) as run:
-            run.log_settings(_plain(settings))
-            result = stage.perform(settings, inputs, cluster, run)
+        result = stage.perform(settings, inputs, self._connected(), run)
         self.seconds[name] = time.monotonic() - started
         return result
 
@@ -77,8 +79,8 @@ class Stages:
 
 
 @contextlib.contextmanager
-def stages_of(job: JobSettings, kind: str, output: str) -> Iterator[Stages]:
-    """Open the job's run and yield what runs its stages; the cluster, if one was needed, is left at the end."""
+def stages_of(job: JobSettings, kind: str, output: str) -> Iterator[tuple[Stages, Run]]:
+    """Open the job's run and yield what runs its stages, and the run; the cluster, if one was needed, is left at the end."""
     check_writable(output)
     folder = Path(output)
     options = TrackingOptions(**job.tracking.model_dump())
@@ -87,13 +89,26 @@ def stages_of(job: JobSettings, kind: str, output: str) -> Iterator[Stages]:
         contextlib.ExitStack() as exits,
     ):
         run.log_settings(_plain(job))
-        yield Stages(job, run, exits)
+        yield Stages(job, run, exits), run
 
 
 def run_alone(kind: str, stage: Stage[Any, Any, R], job: Any) -> R:
-    """Run a job that is one stage."""
-    with stages_of(job, kind, job.output) as stages:
-        return stages.run(kind, stage, job, child=False)
+    """Run a job that is one stage; mistakes are found, and finished work is skipped, before a run is opened."""
+    inputs, done = _looked_up(kind, stage, job)
+    if done is not None:
+        return done
+    with stages_of(job, kind, job.output) as (stages, run):
+        return stages.perform(kind, stage, job, inputs, run)
+
+
+def _looked_up(name: str, stage: Stage[S_contra, I, R], settings: S_contra) -> tuple[I, R | None]:
+    """Return a stage's inputs, and its result if it is there already."""
+    inputs = stage.resolve(settings)
+    done = stage.finished(settings, inputs)
+    if done is not None:
+        output = getattr(settings, "output")  # noqa: B009
+        say(f"{name}: skipped, {output} was made with these settings already")
+    return inputs, done
 
 
 def check_writable(output: str) -> None:
