@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gpt_core.errors import RunFailedError
 from gpt_core.loss import next_token_loss, token_losses
-from gpt_core.model import GPT
+from gpt_core.model import GPT, initial_values
 from gpt_core.optimizer import FlatOptimizer, Layout, clip_, layout_of
 from gpt_core.presets import ModelShape
 from gpt_core.reduction import Ranks, TreeSum, sum_over_ranks
@@ -89,8 +89,10 @@ class Learner:
 
     def initialise(self) -> "Learner":
         """Fill the weights with GPT-2's starting values for the seed."""
-        fresh = GPT(self.shape).initialise(self.seed)
-        return self.load_weights({name: p.detach() for name, p in fresh.named_parameters()})
+        for name, view in self.weights().items():
+            view.copy_(initial_values(name, tuple(view.shape), self.shape.n_layer, self.seed))
+        self._refresh_computed()
+        return self
 
     def take_step(self, micro_batches: np.ndarray, share: float, *, stop: bool = False) -> StepReport:
         """Train on this rank's micro-batches and change the weights.

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from gpt_core.reduction import Ranks
 
 _CONTEXT = mp.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "gpt_core.training"])
+_CONTEXT.set_forkserver_preload(["torch", "gpt_core.learner"])
 
 
 def run_on_ranks(num_ranks, folder, function, *arguments, killed=False) -> list[Any]:
