@@ -149,9 +149,7 @@ def load_newest(run_folder: Path | str, before: int | None = None) -> Checkpoint
             checkpoint = _load_whole(path)
             _check_file(path, _read_json(path), OPTIMIZER)
         except CheckpointError as error:
-            warnings.warn(
-                f"passed over a damaged checkpoint: {error}", DamagedCheckpointWarning, stacklevel=2
-            )
+            warnings.warn(f"passed over a damaged checkpoint: {error}", DamagedCheckpointWarning, stacklevel=2)
         else:
             return checkpoint
     return None
@@ -297,15 +295,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            str(file), f"{type(error).__name__}", "the JSON of a checkpoint", _REMEDY
-        ) from error
+        raise CheckpointError(str(file), f"{type(error).__name__}", "the JSON of a checkpoint", _REMEDY) from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise CheckpointError(str(file), "another format", FORMAT, "use the release that wrote it")
     if values.get("digest") != _digest_of(values):
-        raise CheckpointError(
-            str(file), "values that do not match their digest", "an unchanged file", _REMEDY
-        )
+        raise CheckpointError(str(file), "values that do not match their digest", "an unchanged file", _REMEDY)
     return values
 
 

@@ -85,7 +85,7 @@ class Learner:
         self._sum = TreeSum(lambda: self._flat_buffer(TAIL_ELEMENTS), self._contribution_views)
         self._parameters = [self.model.get_parameter(span.name) for span in self.layout.spans]
         self._losses: list[Tensor] = []
-        self._micro_loss = torch.compile(self._loss) if self.compute.compiled else self._loss
+        self._hidden = torch.compile(self.model.hidden) if self.compute.compiled else self.model.hidden
 
     def initialise(self) -> "Learner":
         """Fill the weights with GPT-2's starting values for the seed."""
@@ -200,13 +200,10 @@ class Learner:
         ids = torch.from_numpy(windows).to(self.compute.device, non_blocking=True)
         for parameter in self._parameters:
             parameter.grad = None  # adding into what is there would round by it
-        loss = self._micro_loss(ids)
+        loss = next_token_loss(self._hidden(ids[:, :-1]), self.model.wte.weight, ids[:, 1:])
         loss.backward()
         self._losses.append(loss.detach())
         return [*(_gradient(parameter) for parameter in self._parameters), loss.detach()]
-
-    def _loss(self, ids: Tensor) -> Tensor:
-        return next_token_loss(self.model.hidden(ids[:, :-1]), self.model.wte.weight, ids[:, 1:])
 
     def _contribution_views(self, buffer: Tensor) -> list[Tensor]:
         return [*(span.view(buffer) for span in self.layout.spans), buffer[self.layout.num_elements]]

@@ -1,5 +1,6 @@
 """Promises of gpt_core.checkpoint."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,16 @@ def test_what_is_written_is_what_is_loaded(tmp_path):
 def test_the_public_library_reads_the_files(tmp_path):
     path = write(tmp_path)
     assert torch.equal(load_file(path / "weights.safetensors")["wte.weight"], make_tensors(100)["wte.weight"])
+
+
+def test_the_weights_digest_names_the_weights_and_nothing_else(tmp_path):
+    weights = make_tensors()
+    one = checkpoint.write(tmp_path / "one", DESCRIPTION, weights, {})
+    same = checkpoint.write(tmp_path / "two", replace(DESCRIPTION, step=7, metrics={}), weights, make_tensors(3))
+    other = checkpoint.write(tmp_path / "three", DESCRIPTION, make_tensors(1), {})
+    digests = [checkpoint.weights_digest(path) for path in (one, same, other)]
+    assert digests[0] == digests[1] != digests[2]
+    assert digests[0] == hashlib.sha256((one / "weights.safetensors").read_bytes()).hexdigest()
 
 
 def test_bf16_tensors_survive(tmp_path):
