@@ -1,9 +1,10 @@
 """The command line of every job: ``herd JOB [--config FILE] [--section.field VALUE ...]``.
 
 A job is a module with a docstring, whose first line describes it, ``SETTINGS``, a pydantic
-model, and ``main(settings)``, whose result is printed as the summary. This module finds
-the job, loads its settings, runs it, and turns what goes wrong into one clear message and
-an exit code: 0 done, 1 failed, 2 a mistake the user can mend, 130 interrupted.
+model, and ``main(settings)``, whose result is printed as the summary; or one with
+``command(words)``, which reads the words itself and returns the exit code. This module
+finds the job, loads its settings, runs it, and turns what goes wrong into one clear message
+and an exit code: 0 done, 1 failed, 2 a mistake the user can mend, 130 interrupted.
 """
 
 import ast
@@ -34,6 +35,7 @@ _MODULES = {
     "export": "convert",
     "import": "convert",
     "submit": "submit",
+    "jobs": "submitted",
     "model": "model",
     "train-tokenizer": "train_tokenizer",
 }
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     argv = [word for word in words if word != "--traceback"]
     try:
-        _dispatch(argv)
+        exit_code = _dispatch(argv)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _fail(f"interrupted: {_program(argv)} stopped; run the same command again to continue", 130)
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1 if _stdout_is_closed() else _unforeseen(error, argv, show_traceback=argv != words)
     except Exception as error:
         return _unforeseen(error, argv, show_traceback=argv != words)
-    return 0
+    return exit_code
 
 
 def run_module(file: str) -> None:
@@ -66,31 +68,35 @@ def run_module(file: str) -> None:
     sys.exit(main([job, *sys.argv[1:]]))
 
 
-def _dispatch(argv: list[str]) -> None:
+def _dispatch(argv: list[str]) -> int:
     match argv:
         case [] | ["--help" | "-h" | "help", *_]:
             print(_overview())
         case ["--version", *_]:
             print(f"herd {_version()}")
-        case [job, *rest] if job in _jobs():
-            _run(job, rest)
+        case [job, *rest] if job in job_names():
+            return _run(job, rest)
         case [job, *_]:
-            near = difflib.get_close_matches(job, _jobs(), n=1)
+            near = difflib.get_close_matches(job, job_names(), n=1)
             remedy = f"did you mean herd {near[0]}?" if near else "herd --help lists them"
             raise UserError("herd", f"no job {job!r}", "a job", remedy)
+    return 0
 
 
-def _run(job: str, argv: list[str]) -> None:
+def _run(job: str, argv: list[str]) -> int:
     """Load a job's settings, run it and print its summary; or print its help."""
-    module = importlib.import_module(f"jobs.{_MODULES[job]}")
+    module = module_of(job)
+    if hasattr(module, "command"):
+        return module.command(argv)
     if "--help" in argv or "-h" in argv:
         print(_help(job, module))
-        return
+        return 0
     from jobs.command_line.loader import load
 
     summary = module.main(load(module.SETTINGS, argv, f"herd {job}"))
     if summary is not None:
         print(summary)
+    return 0
 
 
 def _help(job: str, module: ModuleType) -> str:
@@ -101,7 +107,12 @@ def _help(job: str, module: ModuleType) -> str:
     return render(f"herd {job}", _description(job), module.SETTINGS, example)
 
 
-def _jobs() -> list[str]:
+def module_of(job: str) -> ModuleType:
+    """Return the module of a job."""
+    return importlib.import_module(f"jobs.{_MODULES[job]}")
+
+
+def job_names() -> list[str]:
     """Return the names of the jobs whose modules are there."""
     return [job for job, module in _MODULES.items() if (_FOLDER / f"{module}.py").exists()]
 
@@ -113,7 +124,7 @@ def _description(job: str) -> str:
 
 
 def _overview() -> str:
-    jobs = _jobs()
+    jobs = job_names()
     width = max(map(len, jobs), default=0)
     lines = [f"  {job:<{width}}  {_description(job)}" for job in jobs]
     return "\n".join(
@@ -145,9 +156,7 @@ def _unforeseen(error: Exception, argv: list[str], *, show_traceback: bool) -> i
     """Report an error nobody planned for by its first line."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
     hint = "" if show_traceback else "; add --traceback to see where it arose"
-    return _fail(
-        f"{_program(argv)} failed: {type(error).__name__}: {text}{hint}", 1, show_traceback=show_traceback
-    )
+    return _fail(f"{_program(argv)} failed: {type(error).__name__}: {text}{hint}", 1, show_traceback=show_traceback)
 
 
 def _fail(message: str, exit_code: int, *, show_traceback: bool = False) -> int:
