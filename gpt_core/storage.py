@@ -1,0 +1,178 @@
+"""Files of this machine and of object stores behind one small set of calls.
+
+A place is a local path or a URL. ``s3://`` and ``gs://`` go through pyarrow's own clients, every other scheme
+through fsspec. Whoever reads a file sees it whole: a local file gets its name after its bytes are on the disk,
+a remote object appears when its upload is complete.
+"""
+
+import functools
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Self, cast
+
+import pyarrow as pa
+import pyarrow.fs
+
+from gpt_core.errors import CorpusError
+
+_SPOOL_BYTES = 16 << 20
+
+
+def is_url(place: str) -> bool:
+    """Return whether a place is a URL rather than a path of this machine."""
+    return "://" in place
+
+
+class Storage:
+    """A folder, local or remote; paths handed to the methods are whole, as ``join`` makes them."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root.rstrip("/") or "/"
+
+    @classmethod
+    def of(cls, place: str | Path) -> Self:
+        """Return the storage whose root is this folder or file; nothing is opened yet."""
+        return cls(str(place))
+
+    def join(self, *parts: str) -> str:
+        """Return the path or URL of something below the root."""
+        return "/".join([self.root.rstrip("/"), *parts])
+
+    def exists(self, path: str) -> bool:
+        """Return whether there is a file or folder of this name."""
+        if not is_url(path):
+            return Path(path).exists()
+        return self._information(path).type != pyarrow.fs.FileType.NotFound
+
+    def is_file(self, path: str) -> bool:
+        """Return whether there is a file, not a folder, of this name."""
+        if not is_url(path):
+            return Path(path).is_file()
+        return self._information(path).type == pyarrow.fs.FileType.File
+
+    def num_bytes(self, path: str) -> int:
+        """Return the size of a file; FileNotFoundError where there is none."""
+        if not is_url(path):
+            return Path(path).stat().st_size
+        size = self._information(path).size
+        if size is None:
+            raise FileNotFoundError(path)
+        return size
+
+    def list_files(self, folder: str) -> Iterator[tuple[str, int]]:
+        """Yield name (relative, with "/") and size of every file below a folder, in no particular order."""
+        if not is_url(folder):
+            yield from _walk(folder, "")
+            return
+        filesystem, inner = open_filesystem(folder)
+        for found in filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True)):
+            if found.type == pyarrow.fs.FileType.File:
+                yield found.path[len(inner) :].lstrip("/"), found.size
+
+    def open_read(self, path: str) -> BinaryIO:
+        """Open a file for reading at any position; read(n) may be called in any size."""
+        if not is_url(path):
+            return Path(path).open("rb")
+        filesystem, inner = open_filesystem(path)
+        return cast("BinaryIO", filesystem.open_input_file(inner))
+
+    def write_atomically(self, path: str, write: Callable[[BinaryIO], Any]) -> None:
+        """Make a file whose bytes ``write`` writes; until it is whole and durable, nothing bears its name.
+
+        Local: a temporary file ``.NAME.*.tmp`` beside it, fsync, rename, fsync of the folder; it is removed when
+        ``write`` raises. Remote: one upload after ``write`` has returned.
+        """
+        if is_url(path):
+            _upload(path, write)
+        else:
+            _write_local(Path(path), write)
+
+    def remove(self, path: str) -> None:
+        """Delete a file if it is there."""
+        if not is_url(path):
+            Path(path).unlink(missing_ok=True)
+        elif self.is_file(path):
+            filesystem, inner = open_filesystem(path)
+            filesystem.delete_file(inner)
+
+    def _information(self, url: str) -> pyarrow.fs.FileInfo:
+        filesystem, inner = open_filesystem(url)
+        return filesystem.get_file_info([inner])[0]
+
+
+def open_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Return pyarrow's file system for a URL, and the URL's path in it.
+
+    ``AWS_ENDPOINT_URL`` (or ``AWS_ENDPOINT_URL_S3``) points ``s3://`` at another server than Amazon's.
+
+    Raises:
+        CorpusError: No installed client speaks the URL's scheme.
+    """
+    scheme, _, inner = url.partition("://")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return _filesystem(scheme, endpoint if scheme == "s3" else None), inner.rstrip("/")
+
+
+@functools.lru_cache(maxsize=8)
+def _filesystem(scheme: str, endpoint: str | None) -> pyarrow.fs.FileSystem:
+    try:
+        if scheme == "s3":
+            return pyarrow.fs.S3FileSystem(endpoint_override=endpoint)
+        if scheme in {"gs", "gcs"}:
+            return pyarrow.fs.GcsFileSystem()
+        import fsspec
+
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fsspec.filesystem(scheme)))
+    except (ImportError, ValueError, pa.ArrowException) as error:
+        raise CorpusError(
+            f"{scheme}://", str(error), "a scheme that pyarrow or fsspec can open", "install its fsspec package"
+        ) from error
+
+
+def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = prefix + entry.name
+            if entry.is_file():
+                yield name, entry.stat().st_size
+            elif entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path, f"{name}/")
+
+
+def _write_local(target: Path, write: Callable[[BinaryIO], Any]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _upload(url: str, write: Callable[[BinaryIO], Any]) -> None:
+    # Spooled first: an error inside `write` must not leave a cut-off object, and pyarrow cannot abort an upload.
+    with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
+        write(cast("BinaryIO", spool))
+        spool.seek(0)
+        filesystem, inner = open_filesystem(url)
+        if isinstance(filesystem, pyarrow.fs.PyFileSystem):  # object stores need no folders, file systems do
+            filesystem.create_dir(inner.rpartition("/")[0], recursive=True)
+        with filesystem.open_output_stream(inner) as stream:
+            shutil.copyfileobj(spool, stream, 1 << 20)
