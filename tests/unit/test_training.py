@@ -97,7 +97,7 @@ def test_training_is_the_same_bits_on_1_2_and_4_ranks_and_when_they_change_in_mi
         assert run_on_ranks(num_ranks, tmp_path, train_and_tell, other) == [calm] * num_ranks
     changing = replace(plan, output=str(tmp_path / "changing"))
     told = {}
-    for num_ranks, stop_after in ((4, 2), (2, 2), (1, None)):
+    for num_ranks, stop_after in ((4, 2), (2, 1), (1, 1), (2, None)):
         results = run_on_ranks(num_ranks, tmp_path, train_and_tell, changing, stop_after)
         told |= results[0][0]
     assert told == calm[0]
@@ -141,6 +141,25 @@ def test_a_kill_while_a_checkpoint_is_written_costs_only_that_checkpoint(plan, t
     recorder = Recorder()
     assert train(hurt, observer=recorder).resumed_from == 2
     assert {**calm[0], **logged(recorder)} == calm[0]
+    assert digest_of(hurt.output) == calm[1]
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_costs_nothing_that_was_committed(plan, tmp_path, monkeypatch):
+    calm = train_and_tell(Ranks(), plan)
+    hurt = replace(plan, output=str(tmp_path / "hurt"), checkpoint_every_steps=2)
+    write_tensors, calls = checkpoint.write_tensors, []
+
+    def filling(file, tensors):
+        calls.append(file.name)
+        if len(calls) > 2:
+            raise OSError(28, "No space left on device")
+        return write_tensors(file, tensors)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "write_tensors", filling)
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            train(hurt)
+    assert train(hurt).resumed_from == 2
     assert digest_of(hurt.output) == calm[1]
 
 
