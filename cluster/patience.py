@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from cluster.credentials import without_credentials
 from cluster.journal import Point, Record
 from cluster.progress import say
 
@@ -161,6 +162,11 @@ def _answers(alive: Callable[[], bool]) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, at most 200 characters; its class where it has no text."""
-    lines = str(error).strip().splitlines()
+    """Return the first line of the error that began it, at most 200 characters, without passwords.
+
+    MLflow wraps a refused connection in four exceptions and their whole history.
+    """
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    lines = without_credentials(str(error)).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__

@@ -8,7 +8,6 @@ import contextlib
 import getpass
 import json
 import os
-import re
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import orjson
 import yaml
 
+from cluster.credentials import without_credentials
 from cluster.journal import Journal, now_milliseconds, read_all
 from cluster.loss_plot import draw_losses, read_points
 from cluster.patience import Store
@@ -26,7 +26,6 @@ from cluster.system_metrics import SystemSampler
 
 _MAX_PARAM_CHARACTERS = 6000
 _MAX_TAG_CHARACTERS = 5000  # MLflow stores 8,000; some databases hold 5,000
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 class Run:
@@ -55,7 +54,7 @@ class Run:
         """
         plain = orjson.loads(orjson.dumps(settings, default=str, option=orjson.OPT_NON_STR_KEYS))
         self._append("params", params={name: _param(value) for name, value in _flattened(plain)})
-        text = _CREDENTIALS.sub("", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+        text = without_credentials(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
         self._log_file("settings.yaml", text.encode())
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int, tokens: int | None = None) -> None:
@@ -259,11 +258,11 @@ def _flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
 
 def _param(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return _cut(_CREDENTIALS.sub("", text), _MAX_PARAM_CHARACTERS)
+    return _cut(without_credentials(text), _MAX_PARAM_CHARACTERS)
 
 
 def _clean(value: object) -> str:
-    return _cut(_CREDENTIALS.sub("", str(value)), _MAX_TAG_CHARACTERS)
+    return _cut(without_credentials(str(value)), _MAX_TAG_CHARACTERS)
 
 
 def _cut(text: str, limit: int) -> str:
@@ -276,8 +275,3 @@ def _user_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container may have a user id without a name
         return "unknown"
-
-
-def without_credentials(text: str) -> str:
-    """Return the text with the user names and passwords of its addresses left out."""
-    return _CREDENTIALS.sub("", text)

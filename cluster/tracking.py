@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from cluster.credentials import without_credentials
 from cluster.journal import Point, Record
 from cluster.patience import first_line
 from cluster.progress import say
-from cluster.record_book import RecordBook, Run, without_credentials
+from cluster.record_book import RecordBook, Run
 from cluster.replay import JOURNAL_NAME, Replayer
 from gpt_core.errors import ResourceError, SettingsError
 from gpt_core.settings import TrackingSettings
