@@ -24,7 +24,7 @@ from gpt_core.digests import canonical_json, sha256_hex, xxh3_128_hex
 from gpt_core.errors import CorpusError, RunFailedError
 from gpt_core.ledger import first_difference
 from gpt_core.manifest_tables import FileEntry, ShardEntry, files_table, rows, shard_tables
-from gpt_core.storage import Storage
+from gpt_core.storage import Storage, is_url
 
 FORMAT = "gpt-herd corpus 1"
 MANIFEST = "manifest.json"
@@ -215,7 +215,7 @@ def root_digest(shards: pa.Table, tokenizer_digest: str) -> str:
 
 
 def _remove_temporary_files(folder: str) -> None:
-    if "://" in folder:
+    if is_url(folder):
         return  # a remote store shows a file when it is whole, or not at all
     for pattern in ("*.tmp", "[!.]*/*.tmp"):
         for path in Path(folder).glob(pattern):
@@ -274,7 +274,7 @@ def _write_all(file: BinaryIO, data: bytes | memoryview) -> None:
 
 def _read_table_bytes(path: str) -> pa.Buffer:
     try:
-        if "://" in path:
+        if is_url(path):
             with Storage.of(path).open_read(path) as file:
                 return pa.py_buffer(file.read())
         with pa.memory_map(path) as source:

@@ -22,7 +22,7 @@ import xxhash
 
 from gpt_core.digests import row_checksums
 from gpt_core.errors import CorpusError
-from gpt_core.storage import Storage
+from gpt_core.storage import Storage, is_url
 
 BATCH_TOKENS = 1 << 20  # 2 MiB of uint16 tokens: a read-ahead unit, and the grain at which damage is named
 MAX_LIST_TOKENS = (1 << 31) - 1  # a list column counts its tokens in int32
@@ -168,7 +168,7 @@ class ShardWriter:
     """
 
     def __init__(self, path: str | Path, dtype: np.dtype | type) -> None:
-        self._url = str(path) if "://" in str(path) else None
+        self._url = str(path) if is_url(str(path)) else None
         self._path = Path(tempfile.gettempdir(), Path(path).name) if self._url else Path(path)
         self._temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(8)}.tmp")
         self._dtype = np.dtype(dtype)
@@ -377,6 +377,6 @@ class ShardReader:
         self._source.close()
 
     def _opened(self) -> pa.NativeFile | BinaryIO:
-        if "://" in self.path:
+        if is_url(self.path):
             return Storage.of(self.path).open_read(self.path)
         return pa.memory_map(self.path)

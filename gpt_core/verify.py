@@ -8,7 +8,6 @@ import functools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -96,14 +95,14 @@ def _damaged_files(corpus: Manifest, num_threads: int) -> list[Damage]:
 
 
 def _unlisted_files(corpus: Manifest) -> Iterator[Damage]:
-    """Yield local files in the folders of the corpus's own files that the manifest does not know."""
-    if "://" in corpus.folder:
-        return
+    """Yield files in the folders of the corpus's own files that the manifest does not know."""
+    storage = Storage.of(corpus.folder)
     listed = set(corpus.shards.column("path").to_pylist())
     for folder in sorted({path.rpartition("/")[0] for path in listed}):
-        for path in sorted((Path(corpus.folder) / folder).glob("*")):
-            if f"{folder}/{path.name}" not in listed:
-                yield Damage(f"{folder}/{path.name}", None, None, "is not in the manifest")
+        if storage.exists(storage.join(folder)):
+            names = sorted(name for name, _ in storage.list_files(storage.join(folder)))
+            unknown = (f"{folder}/{name}" for name in names if f"{folder}/{name}" not in listed)
+            yield from (Damage(path, None, None, "is not in the manifest") for path in unknown)
 
 
 def verify_file(corpus: Manifest, row: dict[str, Any], first_batch: int) -> list[Damage]:
