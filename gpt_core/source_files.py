@@ -31,38 +31,39 @@ _FORMATS: dict[str, Format] = {
 }
 # What a folder is searched for; a file that is named, or that a glob matches, is text whatever its suffix.
 _TEXT_SUFFIXES = frozenset(
-    [
-        ".txt",
-        ".text",
-        ".md",
-        ".markdown",
-        ".rst",
-        ".tex",
-        ".html",
-        ".htm",
-        ".xml",
-        ".csv",
-        ".tsv",
-        ".py",
-        ".pyi",
-        ".c",
-        ".h",
-        ".cc",
-        ".cpp",
-        ".hpp",
-        ".rs",
-        ".go",
-        ".java",
-        ".js",
-        ".ts",
-        ".sh",
-        ".sql",
-        ".toml",
-        ".yaml",
-        ".yml",
-        ".ini",
-        ".cfg",
-        ".log",
+    f".{suffix}"
+    for suffix in [
+        "txt",
+        "text",
+        "md",
+        "markdown",
+        "rst",
+        "tex",
+        "html",
+        "htm",
+        "xml",
+        "csv",
+        "tsv",
+        "py",
+        "pyi",
+        "c",
+        "h",
+        "cc",
+        "cpp",
+        "hpp",
+        "rs",
+        "go",
+        "java",
+        "js",
+        "ts",
+        "sh",
+        "sql",
+        "toml",
+        "yaml",
+        "yml",
+        "ini",
+        "cfg",
+        "log",
     ]
 )
 
@@ -199,14 +200,16 @@ def _is_known(name: str) -> bool:
 
 def _glob_pattern(glob: str) -> re.Pattern[str]:
     """Translate a glob: "**/" is any number of folders, the other wildcards stay within a name."""
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\])", glob)
     meaning = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    translated = [
-        meaning.get(part)
-        or (f"[{part[1:-1].replace('!', '^', 1)}]" if part.startswith("[") and part[-1:] == "]" else re.escape(part))
-        for part in parts
-    ]
-    return re.compile("".join(translated), re.DOTALL)
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob)
+    return re.compile("".join(meaning.get(part) or _literal(part) for part in parts), re.DOTALL)
+
+
+def _literal(part: str) -> str:
+    if not (part.startswith("[") and part.endswith("]")):
+        return re.escape(part)
+    inner = part[1:-1].replace("\\", "\\\\").replace("[", "\\[")
+    return f"[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]"
 
 
 def _without_repeats(spec: SourceSpec, files: Iterable[SourceFile]) -> list[SourceFile]:
@@ -229,14 +232,10 @@ def _without_repeats(spec: SourceSpec, files: Iterable[SourceFile]) -> list[Sour
 
 
 def _nothing_found(spec: SourceSpec, path: str, listing: Listing) -> CorpusError:
-    found = (
-        f"{listing.num_ignored} files at {path}, none of a known suffix"
-        if listing.num_ignored
-        else f"no file at {path}"
-    )
+    ignored = f"{listing.num_ignored} files, none of a known suffix," if listing.num_ignored else "no file"
     return CorpusError(
         f"source {spec.name!r}",
-        f"{found} that is not excluded",
+        f"{ignored} at {path} after exclusions",
         "text, .jsonl, .parquet or .arrow files, plain, .gz or .zst",
-        "check the path, or name files of other suffixes by a glob",
+        "check the path and the excludes, or name files of other suffixes by a glob",
     )
