@@ -23,9 +23,7 @@ class CheckpointWriter:
         committed: Called with (path, step, metrics) by ``poll`` or ``wait``, on their thread.
     """
 
-    def __init__(
-        self, run_folder: str, keep: int, committed: Callable[[Path, int, dict[str, float]], None]
-    ) -> None:
+    def __init__(self, run_folder: str, keep: int, committed: Callable[[Path, int, dict[str, float]], None]) -> None:
         self.last_step: int | None = None
         """Step of the checkpoint begun last."""
         self._run_folder = run_folder
@@ -34,9 +32,7 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._under_way: tuple[Future[Path], Description] | None = None
 
-    def begin(
-        self, description: Description, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]
-    ) -> None:
+    def begin(self, description: Description, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         """Write a snapshot in the background, once the one before it is written; nobody may change it."""
         self.wait()
         self.last_step = description.step
@@ -60,9 +56,7 @@ class CheckpointWriter:
         """End the thread; a write under way is finished first."""
         self._thread.shutdown()
 
-    def _write(
-        self, description: Description, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]
-    ) -> Path:
+    def _write(self, description: Description, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Path:
         path = checkpoint.write(self._run_folder, description, weights, state)
         checkpoint.prune(self._run_folder, self._keep)
         return path

@@ -74,9 +74,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return losses_N.sum() / num_rows
 
     @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor
-    ) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_hidden_NC, grad_weight_VC = ctx.saved_tensors  # type: ignore[attr-defined]
         (scale,) = grad_outputs
         if scale.device.type == "cpu" and scale.item() == 1.0:

@@ -26,9 +26,7 @@ class Prefetcher:
         depth: Batches held ready.
     """
 
-    def __init__(
-        self, make: Callable[[int], np.ndarray], first_step: int, stop_step: int, depth: int = 2
-    ) -> None:
+    def __init__(self, make: Callable[[int], np.ndarray], first_step: int, stop_step: int, depth: int = 2) -> None:
         self._make = make
         self._steps = range(first_step, stop_step)
         self._ready: queue.Queue[np.ndarray | BaseException] = queue.Queue(depth)

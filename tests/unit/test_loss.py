@@ -42,9 +42,7 @@ def test_token_losses_average_to_the_reference_cross_entropy():
     losses = loss.token_losses(hidden, weight, targets)
     logits = hidden.detach().double().numpy().reshape(96, 8) @ weight.detach().double().numpy().T
     assert losses.shape == targets.shape
-    assert losses.mean().item() == pytest.approx(
-        gpt2_numpy.cross_entropy(logits, targets.numpy().ravel()), abs=1e-5
-    )
+    assert losses.mean().item() == pytest.approx(gpt2_numpy.cross_entropy(logits, targets.numpy().ravel()), abs=1e-5)
 
 
 def test_bf16_inputs_give_an_fp32_loss_near_the_fp32_one():

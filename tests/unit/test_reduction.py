@@ -66,9 +66,7 @@ def reduce_leaf(ranks, leaves, bucket_elements):
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
 @pytest.mark.parametrize("bucket_elements", [1000, 8, 3])
-def test_ranks_together_add_as_one_process_does_and_all_end_with_the_same_bits(
-    tmp_path, num_ranks, bucket_elements
-):
+def test_ranks_together_add_as_one_process_does_and_all_end_with_the_same_bits(tmp_path, num_ranks, bucket_elements):
     leaves = make_leaves(8, 23)
     expected = tree_sum_by_definition(list(leaves))
     for found in run_on_ranks(num_ranks, tmp_path, reduce_leaf, leaves, bucket_elements):
