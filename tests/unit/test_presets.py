@@ -35,12 +35,12 @@ def test_one_block_of_the_smallest_gpt2_holds_7087872_parameters():
 
 
 def test_heads_that_do_not_divide_the_width_are_refused_with_ones_that_do():
-    with pytest.raises(SettingsError, match="do not divide n_embd 384.*try 4"):
+    with pytest.raises(SettingsError, match=r"do not divide n_embd 384.*try 4"):
         ModelShape(4, 5, 384, 64, 256)
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
-    with pytest.raises(SettingsError, match="gpt2-xl.*gpt3-175b"):
+    with pytest.raises(SettingsError, match=r"gpt2-xl.*gpt3-175b"):
         find_preset("gpt4")
 
 

@@ -38,7 +38,7 @@ def test_after_the_warm_up_the_rate_never_rises(first, second):
 
 
 def test_a_warm_up_beyond_the_decay_is_refused():
-    with pytest.raises(SettingsError, match="warmup_tokens.*at most decay_tokens, 10"):
+    with pytest.raises(SettingsError, match=r"warmup_tokens.*at most decay_tokens, 10"):
         Recipe(warmup_tokens=11, decay_tokens=10)
 
 
