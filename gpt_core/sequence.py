@@ -83,7 +83,8 @@ class Sequence:
 
     def copy_prompt_logprobs(self, source: "Sequence") -> None:
         """Take over what another sample of the request knows of the prompt."""
-        self._logprobs = source._logprobs[: len(self.request.prompt_ids)]
+        if self.wants_prompt_logprobs:
+            self._logprobs = source._logprobs[: len(self.request.prompt_ids)]
 
     def finish_prompt(self) -> None:
         """Give a prompt of one token, which no chunk holds, its log-probability entry."""

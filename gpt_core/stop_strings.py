@@ -21,7 +21,9 @@ class TextStream:
         self._held = ""
 
     def push(self, data: bytes) -> str:
-        """Take the bytes of one token and return the text that is now certain."""
+        """Take the bytes of one token and return the text that is now certain; none after a stop string."""
+        if self.stopped:
+            return ""
         return self._release(self._decoder.decode(data))
 
     def finish(self) -> str:
