@@ -10,6 +10,7 @@ from cluster.progress import say
 from gpt_core.errors import RunFailedError
 
 _POLL_SECONDS = 5.0
+_RETRY_SECONDS = 1.0
 _PATIENCE_SECONDS = 300.0
 _LAST_LINES_SECONDS = 5.0
 # What Ray's own job supervisor writes before the job's first line.
@@ -54,7 +55,7 @@ class Follower:
             finally:
                 tail.cancel()
                 await asyncio.gather(tail, return_exceptions=True)
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(_RETRY_SECONDS)
 
     async def _watch(self, tail: asyncio.Task[None]) -> JobState:
         """Return the job's state once its log stream ended or the job did."""

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from typing import Any
 from gpt_core.errors import ResourceError, RunFailedError, UserError
 
 _ANSWER_SECONDS = 10.0
+_FIRST_REPORT_SECONDS = 12.0
 _FINISHED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
 
@@ -60,19 +62,18 @@ class Nodes:
     """What the living nodes of a cluster have.
 
     Attributes:
+        ids: Ray's id of each node.
         cpus: CPUs of each node.
         gpus: GPUs of each node.
-        can_grow: False only where the cluster is known to have no autoscaler.
     """
 
+    ids: tuple[str, ...]
     cpus: tuple[float, ...]
     gpus: tuple[float, ...]
-    can_grow: bool
 
     def __str__(self) -> str:
         plural = "" if len(self.cpus) == 1 else "s"
-        grows = ", grows on demand" if self.can_grow else ""
-        return f"{len(self.cpus)} node{plural}, {sum(self.cpus):g} CPUs, {sum(self.gpus):g} GPUs{grows}"
+        return f"{len(self.cpus)} node{plural}, {sum(self.cpus):g} CPUs, {sum(self.gpus):g} GPUs"
 
 
 class Head:
@@ -108,10 +109,24 @@ class Head:
         alive = [node for node in listed if node["state"] == "ALIVE"]
         totals = [node.get("resources_total") or {} for node in alive]
         return Nodes(
+            tuple(node["node_id"] for node in alive),
             tuple(total.get("CPU", 0.0) for total in totals),
             tuple(total.get("GPU", 0.0) for total in totals),
-            self._can_grow({node["node_id"] for node in alive}),
         )
+
+    def can_grow(self, nodes: Nodes) -> bool:
+        """Tell whether an autoscaler may add nodes: False only where there is known to be none.
+
+        Where none is configured, Ray's monitor makes up one node type a node, named after its
+        id; its first report comes some seconds after the head's start.
+        """
+        give_up = time.monotonic() + _FIRST_REPORT_SECONDS
+        while time.monotonic() < give_up:
+            status = self._get("/api/cluster_status")["data"].get("clusterStatus") or {}
+            if types := (status.get("autoscalerReport") or {}).get("nodeTypeMapping"):
+                return any(types.get(node_id, "") != f"node_{node_id}" for node_id in nodes.ids)
+            time.sleep(0.5)
+        return True
 
     def submit(self, job_id: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
         """Start a job: upload the package its runtime_env names and run the entrypoint in it.
@@ -156,15 +171,6 @@ class Head:
     def stop(self, job_id: str) -> None:
         """Ask a job to stop; it ends cleanly within seconds."""
         self._get(f"/api/jobs/{job_id}/stop", method="POST")
-
-    def _can_grow(self, node_ids: set[str]) -> bool:
-        """Tell whether an autoscaler may add nodes.
-
-        Where none is configured, Ray's monitor makes up one node type a node, named after its id.
-        """
-        status = self._get("/api/cluster_status")["data"].get("clusterStatus") or {}
-        types = (status.get("autoscalerReport") or {}).get("nodeTypeMapping") or {}
-        return not node_ids or any(types.get(node_id) != f"node_{node_id}" for node_id in node_ids)
 
     def _get(self, path: str, method: str = "GET") -> Any:
         """Return the JSON a path answers with; where the head asks for a token, send ours from then on."""

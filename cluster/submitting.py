@@ -50,7 +50,7 @@ def submit(job: str, module: str, settings: JobSettings, *, detach: bool) -> int
     head = Head(address_of(settings.cluster.address))
     nodes = head.nodes()
     say(f"submit: {job} to {head.address} (Ray {head.ray_version}; {nodes})")
-    _check_needs(settings, nodes)
+    _check_needs(settings, head, nodes)
     job_id = _send(head, job, module, settings)
     say(f"submit: {job_id} is submitted; stop it with {_command('stop', head, job_id)}")
     if detach:
@@ -116,13 +116,13 @@ def _hint(state: JobState) -> str:
     return ""
 
 
-def _check_needs(settings: JobSettings, nodes: Nodes) -> None:
+def _check_needs(settings: JobSettings, head: Head, nodes: Nodes) -> None:
     """Refuse what would wait for ever; say so where nodes may still be added."""
     for need in needs_of(settings):
         if error := unmet(need, nodes):
-            if not nodes.can_grow:
+            if not head.can_grow(nodes):
                 raise error
-            say(f"submit: {error.where}: {error.found}, more than the {nodes} has now; waits for nodes to be added")
+            say(f"submit: {error.where}: {error.found}, more than there is now; the job waits until nodes are added")
 
 
 def _send(head: Head, job: str, module: str, settings: JobSettings) -> str:
