@@ -53,7 +53,7 @@ def resolve(settings: EvaluateSettings) -> Inputs:
             "shorten the context",
         )
     decisive = {
-        "checkpoint": checkpoint.digest(loaded.path),
+        "checkpoint": checkpoint.weights_digest(loaded.path),
         "corpus": corpus.root_digest,
         "split": settings.split,
         "context_tokens": window_tokens,

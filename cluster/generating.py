@@ -99,6 +99,11 @@ def resolve(settings: GenerateSettings) -> Inputs:
     return Inputs(loaded.path, loaded.tokenizer["name"], prompts, rejects, decisive)
 
 
+def check_prompts(settings: GenerateSettings) -> None:
+    """Raise CorpusError for prompt files that cannot be read, long before a checkpoint is there."""
+    read_prompts(settings.prompts, sampling_of(settings.sampling))
+
+
 def sampling_of(settings: SamplingSettings) -> Sampling:
     """Return the engine's form of sampling settings."""
     values = settings.model_dump()

@@ -24,7 +24,7 @@ def run_pipeline(job: PipelineJob) -> PipelineResult:
 
     Mistakes in any stage that show without the stages before it are found first.
     """
-    training.shape_of(job.pretrain.model, vocabulary_size=1)
+    job.pretrain.model.shape(vocabulary_size=1)
     generating.check_prompts(job.generate)
     with stages_of(job, "pipeline", job.output) as (stages, _):
         corpus = stages.run("tokenize", tokenizing, job.tokenize)

@@ -20,9 +20,8 @@ from cluster.session import Cluster, quiet_libraries
 from gpt_core import checkpoint, manifest
 from gpt_core.checkpoint import Description
 from gpt_core.manifest import Manifest
-from gpt_core.presets import PRESETS, ModelShape
 from gpt_core.schedule import Recipe
-from gpt_core.settings import ModelSettings, PretrainSettings
+from gpt_core.settings import PretrainSettings
 from gpt_core.training_plan import TrainingPlan, check_resume, check_vocabulary
 
 METRICS = "metrics.jsonl"
@@ -68,7 +67,7 @@ def resolve(settings: PretrainSettings) -> Inputs:
         CheckpointError: If the output folder holds a run with other settings.
     """
     corpus = manifest.read(settings.corpus)
-    shape = shape_of(settings.model, corpus.tokenizer.vocabulary_size)
+    shape = settings.model.shape(corpus.tokenizer.vocabulary_size)
     check_vocabulary(shape, corpus.tokenizer.name, corpus.tokenizer.vocabulary_size)
     train = settings.train
     plan = TrainingPlan(
@@ -95,11 +94,6 @@ def resolve(settings: PretrainSettings) -> Inputs:
         begun = {"corpus_digest": newest.corpus_digest, **TrainingPlan.from_dict(newest.settings).identity()}
         check_resume(settings.output, begun, {"corpus_digest": corpus.root_digest, **plan.identity()})
     return Inputs(plan, corpus)
-
-
-def shape_of(settings: ModelSettings, vocabulary_size: int) -> ModelShape:
-    """Return the preset's shape with the settings over it; the vocabulary is the corpus's unless set."""
-    return replace(PRESETS[settings.preset].shape, **{"vocabulary_size": vocabulary_size, **settings.overrides()})
 
 
 def finished(settings: PretrainSettings, inputs: Inputs) -> Trained | None:

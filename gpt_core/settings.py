@@ -7,9 +7,12 @@ module, so that the rest runs where pydantic is not installed.
 """
 
 import os
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from gpt_core.presets import PRESETS, ModelShape
 
 
 def absolute(place: str) -> str:
@@ -174,9 +177,14 @@ class ModelSettings(Settings):
     attention_band: Count | None = None
     """Band in tokens of every second layer (GPT-3's alternating pattern); null is dense attention everywhere."""
 
-    def overrides(self) -> dict[str, Any]:
-        """Return the fields that replace the preset's."""
-        return self.model_dump(exclude={"preset"}, exclude_none=True)
+    def shape(self, vocabulary_size: int) -> ModelShape:
+        """Return the preset's shape with these settings over it; the vocabulary is as given unless set.
+
+        Raises:
+            SettingsError: The numbers do not make a model, such as heads that do not divide the width.
+        """
+        changes = self.model_dump(exclude={"preset"}, exclude_none=True)
+        return replace(PRESETS[self.preset].shape, **{"vocabulary_size": vocabulary_size, **changes})
 
 
 class RecipeSettings(Settings):
@@ -367,9 +375,62 @@ class ServeSettings(Settings):
     """TCP port to listen on."""
     model_name: str = "gpt-herd"
     """Name the service gives the model."""
-    max_queued_requests: Count = 256
-    """Requests that wait before new ones are turned away with status 503."""
+    max_queued_completions: Count = 256
+    """Completions (prompts times n) that wait for a slot before new requests are turned away with status 503."""
+    max_completions: Count = 128
+    """Completions (prompts times n) of one request at most."""
+    max_request_bytes: Count = 4_194_304
+    """Bytes of one request's body at most."""
+    drain_seconds: Positive = 20.0
+    """Seconds that requests in progress get to finish when the service is stopped."""
     engine: EngineSettings = EngineSettings()
+
+
+class VerifySettings(Settings):
+    """What `herd verify` checks."""
+
+    folder: Place
+    """Folder or URL of a corpus."""
+    num_threads: Count = 1
+    """Files read at once."""
+
+
+class TraceSettings(Settings):
+    """What `herd trace` looks up: a step's row, or a document."""
+
+    corpus: Place
+    """Folder or URL of the corpus."""
+    run: Place | None = None
+    """Run folder whose seed, context and batch are meant; null takes those below."""
+    seed: Index = 0
+    """Seed of the data order."""
+    context_tokens: Count = 1024
+    """Tokens of a training window."""
+    batch_sequences: Count = 512
+    """Rows of an optimizer step."""
+    step: Count | None = None
+    """Optimizer step to trace, counted from 1 as in logs."""
+    row: Index | None = None
+    """Row of the step, counted from 0."""
+    document: str | None = None
+    """Document to trace: its shard and its row there, such as train/00000042.arrow:17."""
+    epoch: Index = 0
+    """Epoch of the document's source, counted from 0."""
+
+    @model_validator(mode="after")
+    def _one_question(self) -> Self:
+        asks_cell = self.step is not None and self.row is not None
+        if asks_cell == (self.document is not None) or (self.step is None) != (self.row is None):
+            raise ValueError("give step and row, or document")
+        return self
+
+
+class AnatomySettings(Settings):
+    """What `herd model` prints."""
+
+    model: ModelSettings = ModelSettings()
+    preset: PresetName | None = None
+    """Short for model.preset."""
 
 
 class TokenizeJob(TokenizeSettings, JobSettings):
@@ -388,8 +449,10 @@ class GenerateJob(GenerateSettings, JobSettings):
     """Settings of `herd generate`."""
 
 
-class ServeJob(ServeSettings, JobSettings):
+class ServeJob(ServeSettings):
     """Settings of `herd serve`."""
+
+    cluster: ClusterSettings = ClusterSettings()
 
 
 class TokenizeStage(TokenizeSettings):

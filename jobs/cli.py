@@ -93,6 +93,8 @@ def _run(job: str, argv: list[str]) -> int:
         return 0
     from jobs.command_line.loader import load
 
+    if argv and not argv[0].startswith("-") and hasattr(module, "ARGUMENT"):
+        argv = [f"--{module.ARGUMENT}={argv[0]}", *argv[1:]]
     summary = module.main(load(module.SETTINGS, argv, f"herd {job}"))
     if summary is not None:
         print(summary)

@@ -1,0 +1,21 @@
+"""Print the anatomy of a model, tensor by tensor, with its parameters."""
+
+from gpt_core.settings import AnatomySettings, ModelSettings
+from jobs import cli
+
+SETTINGS = AnatomySettings
+
+
+def main(settings: AnatomySettings) -> str:
+    """Return the table."""
+    from gpt_core.anatomy import table
+    from gpt_core.presets import GPT2_VOCABULARY_SIZE
+
+    model = settings.model
+    if settings.preset is not None:
+        model = ModelSettings(**{**model.model_dump(), "preset": settings.preset})
+    return table(model.shape(GPT2_VOCABULARY_SIZE))
+
+
+if __name__ == "__main__":
+    cli.run_module(__file__)

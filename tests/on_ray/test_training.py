@@ -1,0 +1,97 @@
+"""Training on Ray Train: the same bits at any number of workers."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import training
+from cluster.journal import read_all
+from cluster.session import Cluster
+from cluster.tracking import TrackingOptions, open_run
+from gpt_core import checkpoint
+from gpt_core.errors import CheckpointError, ResourceError
+from gpt_core.settings import ModelSettings, PretrainSettings, RecipeSettings, TrainSettings
+from tests.tiny_corpus import write_tiny_corpus
+
+_SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "num_positions": 32, "dropout": 0.1}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_corpus(tmp_path_factory.mktemp("data") / "corpus")
+
+
+def _settings(corpus: Path, output: Path, **train: Any) -> PretrainSettings:
+    given = {
+        "num_steps": 6,
+        "batch_sequences": 8,
+        "micro_batch_sequences": 2,
+        "evaluate_every_steps": 3,
+        "evaluate_sequences": 8,
+        "checkpoint_every_steps": 2,
+    }
+    return PretrainSettings(
+        corpus=str(corpus),
+        output=str(output),
+        model=ModelSettings(**_SHAPE),
+        recipe=RecipeSettings(learning_rate=1e-2, decay_tokens=1536),  # 6 steps of 8 x 32 tokens
+        train=TrainSettings(**(given | train)),
+    )
+
+
+def _train(settings: PretrainSettings, cluster: Cluster) -> training.Trained:
+    inputs = training.resolve(settings)
+    options = TrackingOptions(enabled=False, system_seconds=None)
+    with open_run(options, name="test", kind="pretrain", output=Path(settings.output)) as run:
+        return training.perform(settings, inputs, cluster, run)
+
+
+def _outcome(output: Path) -> tuple[str, str, dict[int, tuple[float, float]]]:
+    """Return digests of weights and moments, and the logged loss and validation loss of every step."""
+    newest = checkpoint.load(output).path
+    weights, moments = (
+        hashlib.sha256((newest / name).read_bytes()).hexdigest() for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER)
+    )
+    logged = {
+        record["step"]: (record["metrics"]["loss"], record["metrics"].get("validation_loss"))
+        for record in read_all(output / training.METRICS)
+    }
+    return weights, moments, logged
+
+
+@pytest.mark.timeout(300)
+def test_weights_moments_and_losses_are_the_same_bits_for_1_2_and_4_workers(
+    cluster: Cluster, corpus: Path, tmp_path: Path
+) -> None:
+    outcomes = []
+    for num_workers in (1, 2, 4):
+        output = tmp_path / f"workers-{num_workers}"
+        trained = _train(_settings(corpus, output, num_workers=num_workers), cluster)
+        assert trained.num_steps == 6
+        outcomes.append(_outcome(output))
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert sorted(outcomes[0][2]) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.timeout(300)
+def test_a_change_of_workers_in_mid_run_changes_no_bit(cluster: Cluster, corpus: Path, tmp_path: Path) -> None:
+    calm, changed = tmp_path / "calm", tmp_path / "changed"
+    _train(_settings(corpus, calm), cluster)
+    for last_step, num_workers in ((2, 4), (4, 2), (6, 1)):
+        _train(_settings(corpus, changed, num_steps=last_step, num_workers=num_workers), cluster)
+    assert _outcome(changed)[:2] == _outcome(calm)[:2]
+    losses = [{step: loss for step, (loss, _) in _outcome(output)[2].items()} for output in (calm, changed)]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_with_other_settings_in_the_folder_is_refused(cluster: Cluster, corpus: Path, tmp_path: Path) -> None:
+    _train(_settings(corpus, tmp_path, num_steps=2), cluster)
+    with pytest.raises(CheckpointError, match=r"found a run begun with train.seed 0; expected the 5 of this run"):
+        training.resolve(_settings(corpus, tmp_path, seed=5))
+
+
+def test_more_workers_than_cpus_are_refused(cluster: Cluster, corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"found a need of 8 CPUs; expected at most the 4 CPUs"):
+        _train(_settings(corpus, tmp_path, batch_sequences=16, num_workers=8), cluster)
