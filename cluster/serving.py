@@ -6,7 +6,7 @@ calls them through a handle and starts no HTTP server at all.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from cluster.session import Cluster, quiet_libraries
@@ -14,6 +14,8 @@ from gpt_core.generation import GenerationRequest, TokenEvent
 from gpt_core.settings import EngineSettings
 
 GENERATOR = "Generator"
+# No access log: it would name every request. Errors stay in the files of Ray's session folder.
+QUIET_LOGGING = {"log_level": "ERROR", "enable_access_log": False}
 # Ray Serve's router collapses when callers hold more calls in flight than this (its default is 5);
 # callers bound themselves far below.
 _MAX_ONGOING_REQUESTS = 4096
@@ -32,6 +34,7 @@ class Generator:
         import torch
 
         from cluster.engine_loop import EngineLoop
+        from cluster.engine_metrics import report_metrics
         from gpt_core import checkpoint as checkpoints
         from gpt_core.engine import Engine, EngineOptions
         from gpt_core.tokenizer import load_tokenizer
@@ -42,16 +45,17 @@ class Generator:
         self.tokenizer = load_tokenizer(loaded.tokenizer["name"])
         options = EngineOptions(slots=settings.num_slots, precision=settings.precision, device=device)
         self._loop = EngineLoop(Engine(loaded.weights, loaded.shape, self.tokenizer, options))
+        report_metrics(self._loop)
 
     async def complete(self, requests: list[GenerationRequest]) -> list[list[Any]]:
         """Return the finished samples of every request, in the requests' order."""
         return list(await asyncio.gather(*(self._loop.complete(request) for request in requests)))
 
-    async def stream(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
-        """Yield the events of one request as they are computed."""
-        async with contextlib.aclosing(self._loop.stream(request)) as events:
-            async for event in events:
-                yield event
+    async def stream(self, requests: list[GenerationRequest]) -> AsyncGenerator[list[TokenEvent], None]:
+        """Yield what was computed of the requests since the last time; closing the stream cancels them."""
+        async with contextlib.aclosing(self._loop.stream(requests)) as batches:
+            async for batch in batches:
+                yield batch
 
     def check_health(self) -> None:
         """Raise the engine's failure, so that Ray Serve replaces this replica."""
@@ -91,12 +95,9 @@ def handles_only(checkpoint: str, settings: EngineSettings, cluster: Cluster, ap
     from ray import serve
 
     quiet_libraries()
-    serve.start(proxy_location="Disabled", logging_config=_LOGGING)
+    serve.start(proxy_location="Disabled", logging_config=QUIET_LOGGING)
     try:
         application = generator_deployment(checkpoint, settings, cluster)
-        yield serve.run(application, name=app_name, route_prefix=None, logging_config=_LOGGING)
+        yield serve.run(application, name=app_name, route_prefix=None, logging_config=QUIET_LOGGING)
     finally:
         serve.delete(app_name)
-
-
-_LOGGING = {"log_level": "ERROR", "enable_access_log": False}

@@ -8,7 +8,7 @@ module, so that the rest runs where pydantic is not installed.
 
 import os
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -224,7 +224,7 @@ class TrainSettings(Settings):
     batch_sequences: Count = 512
     """Sequences of an optimizer step, over all workers."""
     micro_batch_sequences: Count = 4
-    """Sequences of one forward and backward; with batch_sequences it fixes the summation tree, so results depend on it."""
+    """Sequences of one forward and backward; with batch_sequences it fixes the order of every sum."""
     num_workers: Count = 1
     """Data-parallel workers: a power of two; results do not depend on it."""
     threads_per_worker: Count = 1
@@ -245,6 +245,14 @@ class TrainSettings(Settings):
     """Steps between checkpoints."""
     keep_checkpoints: Count = 2
     """Newest checkpoints kept; the best by held-out loss is kept besides."""
+    ramp_start_sequences: Count | None = None
+    """Sequences of the first steps, doubling up to batch_sequences over ramp_tokens; null is no ramp."""
+    ramp_tokens: Index = 0
+    """Tokens over which the batch grows."""
+    max_loss_rise: Positive | None = None
+    """Nats above the smoothed loss at which the run stops; null stops only for a loss that is no number."""
+    compiled: bool = False
+    """Compile the model: about half a minute once, worth it for long runs."""
     max_failures: Index = 3
     """Worker or node failures survived before the job gives up."""
 
@@ -252,7 +260,8 @@ class TrainSettings(Settings):
     def _batch_plan(self) -> Self:
         if self.batch_sequences % self.micro_batch_sequences:
             raise ValueError(
-                f"micro_batch_sequences {self.micro_batch_sequences} does not divide batch_sequences {self.batch_sequences}"
+                f"micro_batch_sequences {self.micro_batch_sequences} does not divide "
+                f"batch_sequences {self.batch_sequences}"
             )
         micro_batches = self.batch_sequences // self.micro_batch_sequences
         if self.reduction == "exact" and micro_batches & (micro_batches - 1):

@@ -1,0 +1,17 @@
+"""Serve a checkpoint over HTTP: OpenAI's completions API, on this machine only unless an API key is set."""
+
+from gpt_core.settings import ServeJob
+from jobs import cli
+
+SETTINGS = ServeJob
+
+
+def main(settings: ServeJob) -> str:
+    """Serve until stopped and return the summary for people."""
+    from cluster import service
+
+    return service.serve_until_stopped(settings)
+
+
+if __name__ == "__main__":
+    cli.run_module(__file__)
