@@ -80,6 +80,10 @@ def resolve(settings: PretrainSettings) -> Inputs:
         micro_batch_sequences=train.micro_batch_sequences,
         recipe=Recipe(**settings.recipe.model_dump()),
         seed=train.seed,
+        ramp_start_sequences=train.ramp_start_sequences,
+        ramp_tokens=train.ramp_tokens,
+        max_loss_rise=train.max_loss_rise,
+        compiled=train.compiled,
         reduction=train.reduction,
         device="gpu" if train.device == "gpu" else "cpu",
         precision=train.precision,
@@ -210,7 +214,7 @@ class _Reporter:
         if self._journal is not None:
             self._journal.append_metrics(metrics, step=step, tokens=tokens)
 
-    def on_checkpoint(self, path: Path, step: int, metrics: dict[str, float]) -> None:
+    def on_checkpoint(self, path: Path, step: int, metrics: dict[str, float]) -> None:  # noqa: ARG002
         if self._journal is not None:
             self._journal.sync()
 

@@ -108,6 +108,8 @@ class TrainingPlan:
 
     def identity(self) -> dict[str, Any]:
         """Return what a resumed run must agree on, by the names people set."""
+        # Without a decay of its own the learning rate follows the length of the run.
+        length = {"num_steps": self.num_steps} if self.recipe.decay_tokens is None else {}
         return {
             "model": self.shape.to_dict(),
             "recipe": self.recipe.to_dict(),
@@ -118,6 +120,7 @@ class TrainingPlan:
                 "micro_batch_sequences": self.micro_batch_sequences,
                 "ramp_start_sequences": self.ramp_start_sequences,
                 "ramp_tokens": self.ramp_tokens,
+                **length,
             },
         }
 

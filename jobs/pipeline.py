@@ -31,38 +31,35 @@ def main(settings: PipelineJob) -> str:
 
 def _stage_lines(job: PipelineJob, result: "PipelineResult") -> list[str]:
     corpus, model, measured, generated = result.corpus, result.model, result.evaluation, result.generated
+    held_out = "nothing held out" if model.validation_loss is None else f"{model.validation_loss:.2f} held out"
     facts = {
         "tokenize": (
-            job.tokenize.output,
             f"{corpus.num_tokens:,} tokens of {corpus.num_documents:,} documents in {corpus.num_shards} shards, "
-            f"{corpus.num_rejected:,} set aside{_rate(corpus.num_tokens, result.seconds['tokenize'], 'tokens')}",
+            f"{corpus.num_rejected:,} set aside{_rate(corpus.num_tokens, result.seconds['tokenize'])}"
         ),
         "pretrain": (
-            job.pretrain.output,
-            f"{model.num_parameters:,} parameters, {model.num_steps:,} steps, loss {model.untrained_loss:.2f} "
-            f"(untrained) -> {model.validation_loss:.2f} (held out){_rate(model.tokens_trained, result.seconds['pretrain'], 'tokens')}",
+            f"{model.num_parameters:,} parameters, {model.num_steps:,} steps, loss {model.untrained_loss:.2f} untrained, "
+            f"{held_out}{_rate(model.tokens_trained, result.seconds['pretrain'])}"
         ),
         "evaluate": (
-            job.evaluate.output,
-            f"loss {measured.loss:.3f}, perplexity {measured.perplexity:.1f}, {measured.bits_per_byte:.3f} bits per byte "
-            f"on {measured.num_tokens:,} held-out tokens",
+            f"loss {measured.loss:.3f}, perplexity {measured.perplexity:.1f}, "
+            f"{measured.bits_per_byte:.3f} bits per byte on {measured.num_tokens:,} held-out tokens"
         ),
         "generate": (
-            job.generate.output,
             f"{generated.num_rows:,} rows, {generated.num_tokens:,} tokens, {generated.num_rejects:,} set aside"
-            f"{_rate(generated.num_tokens, result.seconds['generate'], 'tokens')}",
+            f"{_rate(generated.num_tokens, result.seconds['generate'])}"
         ),
     }
     lines = []
-    for stage, (place, fact) in facts.items():
+    for stage, fact in facts.items():
         seconds = result.seconds[stage]
         took = "skipped" if seconds is None else f"{seconds:.0f} s"
-        lines += [f"{stage:<9} {took:>8}  {place}", f"{'':<19} {fact}"]
+        lines += [f"{stage:<9} {took:>8}  {getattr(job, stage).output}", f"{'':<19} {fact}"]
     return lines
 
 
-def _rate(count: int, seconds: float | None, unit: str) -> str:
-    return "" if seconds is None else f", {count / seconds:,.0f} {unit}/s"
+def _rate(num_tokens: int, seconds: float | None) -> str:
+    return "" if seconds is None else f", {num_tokens / seconds:,.0f} tokens/s with start-up"
 
 
 def _sample_lines(result: "PipelineResult") -> list[str]:

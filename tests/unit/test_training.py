@@ -59,7 +59,7 @@ def plan(corpus, tmp_path):
         window_tokens=8,
         batch_sequences=8,
         micro_batch_sequences=2,
-        recipe=Recipe(learning_rate=1e-2, warmup_tokens=100),
+        recipe=Recipe(learning_rate=1e-2, warmup_tokens=100, decay_tokens=NUM_STEPS * 64),
         seed=5,
         evaluate_every_steps=2,
         evaluate_sequences=5,
@@ -230,7 +230,7 @@ def test_a_ramped_run_sees_each_row_once_and_counts_its_tokens(plan):
     [
         ({"batch_sequences": 16}, "train.batch_sequences 8"),
         ({"seed": 6}, "train.seed 5"),
-        ({"recipe": Recipe(learning_rate=2e-2, warmup_tokens=100)}, "recipe.learning_rate 0.01"),
+        ({"recipe": Recipe(learning_rate=2e-2, warmup_tokens=100, decay_tokens=NUM_STEPS * 64)}, "recipe.learning_rate 0.01"),
         ({"shape": ModelShape(1, 2, 16, 8, 1000, dropout=0.1)}, "model.n_layer 2"),
     ],
 )

@@ -67,9 +67,16 @@ def test_a_resume_names_the_first_setting_that_differs():
         check_resume("run/checkpoints/step-1", PLAN.identity(), other.identity())
 
 
-def test_more_steps_and_other_rhythms_are_no_other_run():
-    other = replace(PLAN, num_steps=99, checkpoint_every_steps=3, num_threads=2, evaluate_sequences=1)
+def test_other_rhythms_are_no_other_run():
+    other = replace(PLAN, checkpoint_every_steps=3, num_threads=2, evaluate_sequences=1)
     check_resume("run", PLAN.identity(), other.identity())
+
+
+def test_more_steps_are_the_same_run_only_where_the_decay_has_a_length_of_its_own():
+    fixed = replace(PLAN, recipe=Recipe(decay_tokens=4096))
+    check_resume("run", fixed.identity(), replace(fixed, num_steps=99).identity())
+    with pytest.raises(CheckpointError, match=r"train.num_steps .*; expected the 99 of this run"):
+        check_resume("run", PLAN.identity(), replace(PLAN, num_steps=99).identity())
 
 
 @pytest.mark.parametrize(
