@@ -9,6 +9,7 @@ run.json holds the offset up to which the store has answered; and what lies behi
 in flight when a call failed, is compared with the store before it is sent again.
 """
 
+import contextlib
 import json
 import os
 import threading
@@ -103,6 +104,7 @@ class Replayer:
         self._params: defaultdict[str, dict[str, str]] = defaultdict(dict)
         self._tables: defaultdict[str, list[str]] = defaultdict(list)
         self._failed: set[str] = set()
+        self._closed: set[str] = set()
         self._check_twins: set[str] = set()
         self._live = False
 
@@ -118,6 +120,8 @@ class Replayer:
     def finish(self, seconds: float) -> bool:
         """Wait until all records are sent; give up after `seconds`, sooner if the store does not answer.
 
+        A store that is only slow gets the final statuses out of turn, before the records that still wait.
+
         Returns:
             Whether the store has everything; if not, a later replay sends the rest.
         """
@@ -130,7 +134,21 @@ class Replayer:
                     break
         finally:  # an impatient second Ctrl-C arrives here as well
             self._patience.abandoned.set()
+        if not self._done.is_set() and not self._patience.outage_seconds():
+            self._send_final_statuses()
         return self._done.is_set()
+
+    def _send_final_statuses(self) -> None:
+        closed: dict[str, Record] = {}
+        for record in read_all(self._folder / JOURNAL_NAME):
+            if record["do"] == "close":
+                closed[record["run"]] = record
+            elif record["do"] == "open":
+                closed.pop(record["run"], None)
+        for run, run_id in self.run_ids.items():
+            if run in closed and run not in self._closed:
+                with contextlib.suppress(Exception):  # one try: the job has ended, and a rerun sets them again
+                    self._store.set_status(run_id, closed[run]["status"], closed[run]["time"])
 
     def _run(self) -> None:
         try:
@@ -209,6 +227,7 @@ class Replayer:
         self._opened.setdefault(run, record)
         if not self._live:
             return
+        self._closed.discard(run)
         if run not in self._acknowledged.runs:
             self._acknowledged.runs[run] = self._find_or_create(run)
             self._save()
@@ -274,6 +293,7 @@ class Replayer:
         elif had_failed:
             self._offer(run, "tags", lambda: self._store.delete_tag(self._id(run), "herd.failure"))
         self._offer(run, "status", lambda: self._store.set_status(self._id(run), record["status"], record["time"]))
+        self._closed.add(run)
         self._delete_twins(run)
 
     # Sending

@@ -9,10 +9,17 @@ _MEBIBYTE = 1 << 20
 
 
 class SystemSampler:
-    """A thread that hands a sample to `receive` soon after its start, then every `seconds`."""
+    """A thread that hands a sample to `receive` soon after its start, then every `seconds`.
 
-    def __init__(self, receive: Callable[[dict[str, float]], None], seconds: float) -> None:
+    Args:
+        receive: Called from the thread.
+        seconds: Time between two samples.
+        node: Name of the machine inside the metrics' names, as MLflow does it for runs on several machines.
+    """
+
+    def __init__(self, receive: Callable[[dict[str, float]], None], seconds: float, node: str | None = None) -> None:
         self._receive, self._seconds = receive, seconds
+        self._prefix = f"system/{node}/" if node else "system/"
         self._stopped = threading.Event()
         self._disk = psutil.disk_io_counters()
         self._network = psutil.net_io_counters()
@@ -36,20 +43,20 @@ class SystemSampler:
         """Return CPU, memory, disk and network use of the machine; traffic since the sampler began, in MB."""
         memory = psutil.virtual_memory()
         values = {
-            "system/cpu_utilization_percentage": psutil.cpu_percent(),
-            "system/system_memory_usage_megabytes": memory.used / _MEBIBYTE,
-            "system/system_memory_usage_percentage": memory.percent,
-            "system/process_memory_usage_megabytes": psutil.Process().memory_info().rss / _MEBIBYTE,
+            f"{self._prefix}cpu_utilization_percentage": psutil.cpu_percent(),
+            f"{self._prefix}system_memory_usage_megabytes": memory.used / _MEBIBYTE,
+            f"{self._prefix}system_memory_usage_percentage": memory.percent,
+            f"{self._prefix}process_memory_usage_megabytes": psutil.Process().memory_info().rss / _MEBIBYTE,
         }
         return values | self._traffic()
 
     def _traffic(self) -> dict[str, float]:
         disk, network = psutil.disk_io_counters(), psutil.net_io_counters()
         values = {
-            "system/network_receive_megabytes": (network.bytes_recv - self._network.bytes_recv) / 1e6,
-            "system/network_transmit_megabytes": (network.bytes_sent - self._network.bytes_sent) / 1e6,
+            f"{self._prefix}network_receive_megabytes": (network.bytes_recv - self._network.bytes_recv) / 1e6,
+            f"{self._prefix}network_transmit_megabytes": (network.bytes_sent - self._network.bytes_sent) / 1e6,
         }
         if disk is not None and self._disk is not None:  # a container may show no disks
-            values["system/disk_read_megabytes"] = (disk.read_bytes - self._disk.read_bytes) / 1e6
-            values["system/disk_write_megabytes"] = (disk.write_bytes - self._disk.write_bytes) / 1e6
+            values[f"{self._prefix}disk_read_megabytes"] = (disk.read_bytes - self._disk.read_bytes) / 1e6
+            values[f"{self._prefix}disk_write_megabytes"] = (disk.write_bytes - self._disk.write_bytes) / 1e6
         return values

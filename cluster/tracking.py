@@ -70,7 +70,7 @@ class TrackingOptions:
     experiment: str = "gpt-herd"
     enabled: bool = True
     system_seconds: float | None = 5.0
-    closing_seconds: float = 25.0
+    closing_seconds: float = 20.0
 
 
 @contextlib.contextmanager
@@ -292,7 +292,7 @@ class _MlflowStore:
         found = client.search_logged_models([self._experiment_id], f"tags.`herd.key` = '{key}'")
         model_id = found[0].model_id if found else self._create_model(run_id, key, model)
         client.finalize_logged_model(model_id, "READY")
-        outputs = client.get_run(run_id).outputs
+        outputs = client.get_run(run_id).outputs if found else None
         if model_id not in {output.model_id for output in (outputs.model_outputs if outputs else ())}:
             client.log_outputs(run_id, [LoggedModelOutput(model_id, model["step"])])
         metrics = [

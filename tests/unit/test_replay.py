@@ -231,3 +231,14 @@ def test_worker_journal_is_followed_to_its_end_before_the_run_closes(tmp_path):
     assert book.close(20.0)
     assert set(store.rows) == expected_rows(child_of(store), range(1, 300))
     assert store.statuses[child_of(store)] == "FINISHED"
+
+
+def test_slow_store_has_the_final_statuses_even_where_records_still_wait(tmp_path):
+    store = Unreliable()
+    store.fails = lambda call: time.sleep(0.5) if call == "log_points" else None
+    assert not run_job(tmp_path / "tracking", store, range(1, 5000), seconds=0.3)
+    assert sum(store.rows.values()) < 3 * 4999
+    assert [store.statuses[run_id] for run_id in store.runs] == ["FINISHED", "FINISHED"]
+    store.fails = lambda call: None
+    assert run_job(tmp_path / "tracking", store, range(5000, 5001))
+    assert set(store.rows.values()) == {1}

@@ -1,0 +1,274 @@
+"""Tracking under kills and outages: a real MLflow store, counted row by row afterwards."""
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import socketserver
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.tracking import TrackingOptions, open_run, replay
+
+ROOT = Path(__file__).parents[2]
+
+
+def rows(database, query):
+    with sqlite3.connect(database) as connection:
+        return connection.execute(query).fetchall()
+
+
+def metric_rows(database, experiment, metric="loss"):
+    """Steps of a metric in an experiment, each with its number of rows."""
+    return rows(
+        database,
+        "select step, count(*) from metrics join runs using (run_uuid) join experiments using (experiment_id) "
+        f"where key = '{metric}' and experiments.name = '{experiment}' group by run_uuid, step order by step",
+    )
+
+
+def run_states(database, experiment):
+    """Each status with its number of runs that are not deleted."""
+    return rows(
+        database,
+        "select status, count(*) from runs join experiments using (experiment_id) "
+        f"where experiments.name = '{experiment}' and runs.lifecycle_stage = 'active' group by status",
+    )
+
+
+@pytest.mark.slow
+def test_job_killed_in_the_middle_and_rerun_is_one_run_with_every_step_once(tmp_path):
+    output, database = tmp_path / "output", tmp_path / "mlflow.db"
+    job = textwrap.dedent(f"""
+        import os, signal, sys
+        from pathlib import Path
+        from cluster.tracking import TrackingOptions, open_run
+        first, last, kill = map(int, sys.argv[1:])
+        with open_run(TrackingOptions(), name="a", kind="pretrain", output=Path({str(output)!r})) as run:
+            with run.child("train") as child:
+                for step in range(first, last):
+                    child.log_metrics({{"loss": 1 / step, "lr": 0.1}}, step=step)
+                    if step == kill:
+                        while child.run_id is None:
+                            pass
+                        os.kill(os.getpid(), signal.SIGKILL)
+    """)
+
+    def run(*numbers):
+        command = [sys.executable, "-c", job, *map(str, numbers)]
+        return subprocess.run(command, cwd=ROOT, env=_environment(), check=False, capture_output=True, text=True)
+
+    assert run(1, 2000, 1500).returncode == -signal.SIGKILL
+    assert {status for status, _ in run_states(database, "gpt-herd")} == {"RUNNING"}
+    done = run(1001, 1800, 0)
+    assert done.returncode == 0, done.stderr
+    assert metric_rows(database, "gpt-herd") == [(step, 1) for step in range(1, 1800)]
+    assert metric_rows(database, "gpt-herd", "lr") == [(step, 1) for step in range(1, 1800)]
+    assert run_states(database, "gpt-herd") == [("FINISHED", 2)]
+
+
+@pytest.mark.slow
+def test_jobs_that_meet_at_a_fresh_store_all_succeed(tmp_path):
+    job = (
+        "import sys; from pathlib import Path; from cluster.tracking import TrackingOptions, open_run\n"
+        "with open_run(TrackingOptions(), name='a', kind='tokenize', output=Path(sys.argv[1])) as run:\n"
+        "    run.log_metrics({'x': 1.0}, step=1)\n"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", job, str(tmp_path / f"output{number}")], cwd=ROOT, env=_environment())
+        for number in range(2)
+    ]
+    assert [process.wait(100) for process in started] == [0, 0]
+    assert run_states(tmp_path / "mlflow.db", "gpt-herd") == [("FINISHED", 2)]
+
+
+def _environment():
+    return {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    """Stands in front of a server and, by `mood`, passes on, delays, drops, answers 503 or swallows the answer."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, server_port):
+        self.server_port = server_port
+        self.mood: Callable[[], str] = lambda: "pass"
+        self.delay_seconds = 0.0
+        super().__init__(("127.0.0.1", 0), _Pass)
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    @property
+    def uri(self):
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request, client_address):
+        """Broken connections are what this is for."""
+
+
+class _Pass(socketserver.StreamRequestHandler):
+    """One request a connection: the answer is asked to close it, so that every call meets the mood anew."""
+
+    @property
+    def proxy(self):
+        assert isinstance(self.server, Proxy)
+        return self.server
+
+    def handle(self):
+        request = self._request()
+        if not request:
+            return
+        mood = self.proxy.mood()
+        time.sleep(self.proxy.delay_seconds)
+        if mood == "drop":
+            return
+        if mood == "error":
+            self.wfile.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            return
+        answer = self._answer(request)
+        if mood != "swallow":  # the store has acted, the caller never learns it
+            self.wfile.write(answer)
+
+    def _request(self):
+        head, num_bytes = b"", 0
+        while line := self.rfile.readline():
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                num_bytes = int(value)
+            if line == b"\r\n":
+                return head + b"Connection: close\r\n\r\n" + self.rfile.read(num_bytes)
+            if name.lower() != b"connection":
+                head += line
+        return b""
+
+    def _answer(self, request):
+        answer = b""
+        with socket.create_connection(("127.0.0.1", self.proxy.server_port)) as upstream:
+            upstream.sendall(request)
+            while data := upstream.recv(65536):
+                answer += data
+        return answer
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Port and folder of an mlflow server on loopback; it ends with all its processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = tmp_path_factory.mktemp("server")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "art")]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=folder)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/health", process)
+        yield port, folder
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait_for(url, process):
+    for _ in range(600):
+        assert process.poll() is None, "the server ended"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"no answer from {url}")
+
+
+@pytest.fixture
+def proxy(server):
+    made = Proxy(server[0])
+    yield made
+    made.shutdown()
+
+
+def _train(folder, proxy, experiment, disturb):
+    """Run a small job of 600 steps behind the proxy; return the median cost of an append in seconds."""
+    (folder / f"{experiment}.txt").write_text("x")
+    costs = []
+    options = TrackingOptions(proxy.uri, experiment, system_seconds=None, closing_seconds=60.0)
+    with open_run(options, name="a", kind="pipeline", output=folder / "output") as run, run.child("pretrain") as child:
+        child.log_settings({"max_steps": 600})
+        for step in range(1, 601):
+            disturb(step)
+            began = time.perf_counter()
+            child.log_metrics({"loss": 1 / step, "lr": 0.1}, step=step, tokens=step * 1024)
+            costs.append(time.perf_counter() - began)
+            time.sleep(0.005)
+        child.log_dataset(f"corpus-{experiment}", "d" * 64, "/corpus")
+        child.log_artifact(folder / f"{experiment}.txt")
+        child.log_model(f"step-600-{experiment}", step=600, metrics={"loss": 1 / 600})
+        disturb(None)
+    return sorted(costs)[len(costs) // 2]
+
+
+def _assert_whole(folder, experiment):
+    database = folder / "mlflow.db"
+    for metric in ("loss", "lr", "tokens"):
+        assert metric_rows(database, experiment, metric) == [(step, 1) for step in range(1, 601)]
+    assert run_states(database, experiment) == [("FINISHED", 2)]
+    assert rows(database, f"select count(*) from logged_models where name = 'step-600-{experiment}'") == [(1,)]
+    assert rows(database, f"select count(*) from datasets where name = 'corpus-{experiment}'") == [(1,)]
+    assert len(list((folder / "art").rglob(f"{experiment}.txt"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_server_that_drops_errs_and_swallows_answers_ends_with_every_row_once(tmp_path, server, proxy):
+    chance = random.Random(0)
+    proxy.mood = lambda: chance.choices(["pass", "drop", "error", "swallow"], [6, 1, 1, 2])[0]
+    proxy.delay_seconds = 0.05
+    median_seconds = _train(tmp_path, proxy, "unreliable", lambda step: None)
+    _assert_whole(server[1], "unreliable")
+    assert median_seconds < 0.001
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_outage_in_the_middle_is_made_up_for_when_the_server_is_back(tmp_path, server, proxy, capsys):
+    def disturb(step):
+        if step == 200:
+            proxy.mood = lambda: "drop"
+        if step is None:
+            time.sleep(1.5)
+            proxy.mood = lambda: "pass"
+
+    median_seconds = _train(tmp_path, proxy, "outage", disturb)
+    _assert_whole(server[1], "outage")
+    assert median_seconds < 0.001
+    told = capsys.readouterr().err
+    assert told.count("does not answer") == 1
+    assert told.count("answers again") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_server_away_at_the_end_gets_the_rest_from_a_later_replay(tmp_path, server, proxy):
+    output, database = tmp_path / "output", server[1] / "mlflow.db"
+    options = TrackingOptions(proxy.uri, "away", system_seconds=None, closing_seconds=1.0)
+    with open_run(options, name="a", kind="pretrain", output=output) as run:
+        run.log_metrics({"loss": 1.0}, step=1)
+        while run.run_id is None:
+            time.sleep(0.01)
+        proxy.mood = lambda: "swallow"
+        for step in range(2, 100):
+            run.log_metrics({"loss": 1.0}, step=step)
+    proxy.mood = lambda: "pass"
+    assert replay(options, output, seconds=60.0)
+    assert metric_rows(database, "away") == [(step, 1) for step in range(1, 100)]
+    assert run_states(database, "away") == [("FINISHED", 1)]
