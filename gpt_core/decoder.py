@@ -95,12 +95,13 @@ class Decoder:
         Logits of ids past the vocabulary are -inf. ``num_keys``, a multiple of KEY_STEP, must
         exceed every position; it changes no bit of a row.
         """
+        cache.reserve(num_keys)
         x_RC = self._embed(tokens_R, positions_R)
         rows_R = torch.arange(slots.start, slots.stop, device=self.device)
         masks = self._masks(positions_R[:, None], num_keys)
         for index, layer in enumerate(self._layers):
             q_RHD, k_RHD, v_RHD = self._heads(layer.qkv(layer.ln_1(x_RC)))
-            keys_SHLD, values_SHLD = cache.keys_NSHLD[index], cache.values_NSHLD[index]
+            keys_SHLD, values_SHLD = cache.keys[index], cache.values[index]
             keys_SHLD[rows_R, :, positions_R] = k_RHD
             values_SHLD[rows_R, :, positions_R] = v_RHD
             mixed_RH1D = F.scaled_dot_product_attention(
@@ -119,6 +120,7 @@ class Decoder:
         Chunks of one slot come in the order of their positions. Products run on ``num_chunks``
         chunks, spare ones padded; attention runs chunk by chunk on exactly the keys before its end.
         """
+        cache.reserve(max(chunk.start for chunk in chunks) + CHUNK_TOKENS)
         tokens_M, positions_M = self._chunk_rows(chunks, num_chunks)
         x_MC = self._embed(tokens_M, positions_M)
         own = positions_M.view(num_chunks, CHUNK_TOKENS)
@@ -130,8 +132,8 @@ class Decoder:
                 rows = slice(i * CHUNK_TOKENS, (i + 1) * CHUNK_TOKENS)
                 end = chunk.start + CHUNK_TOKENS
                 keys_HLD, values_HLD = (
-                    cache.keys_NSHLD[index, chunk.slot],
-                    cache.values_NSHLD[index, chunk.slot],
+                    cache.keys[index][chunk.slot],
+                    cache.values[index][chunk.slot],
                 )
                 keys_HLD[:, chunk.start : end] = k_MHD[rows].transpose(0, 1)
                 values_HLD[:, chunk.start : end] = v_MHD[rows].transpose(0, 1)

@@ -134,6 +134,7 @@ class Engine:
             Sequence(request, sample, self.tokenizer, max_tokens) for sample in range(request.sampling.n)
         )
 
+    @torch.inference_mode()
     def step(self) -> list[TokenEvent]:
         """Do one round of work and return what it added to each sample, in order of admission."""
         self._num_steps += 1
@@ -295,7 +296,7 @@ class Engine:
             tokens[sequence.slot], positions[sequence.slot] = sequence.last_id, sequence.position
             slots.append(sequence.slot)
             sequence.num_stored = sequence.position + 1
-        num_keys = min(round_up(max(positions) + 1, self.classes.key_step), self._cache.num_positions)
+        num_keys = round_up(max(positions) + 1, self.classes.key_step)
         highest = max(slots) + 1
         blocks = []
         for start in range(0, highest, self._block_rows):

@@ -3,12 +3,10 @@
 Written and read by the decoder, copied by the engine. Invariant: every value is finite from
 the start, so that a masked position contributes exactly zero.
 
-Shapes: N layers, S slots, H heads, L positions, D head width.
+Shapes: S slots, H heads, L positions, D head width.
 """
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from gpt_core.presets import ModelShape
 
@@ -16,42 +14,58 @@ KEY_STEP = 64
 """Numbers of keys attended to are multiples of this: fewer shapes, and the bits of a row do
 not change with the padding (seen for multiples of 16; checked when an engine loads)."""
 
-CACHE_LINE_BYTES = 64
-
 
 class KVCache:
-    """Two tensors [N, S, H, L, D]; memory is ``num_bytes``, on a CPU committed as it is first written."""
+    """Two tensors [S, H, L, D] a layer. L grows as sequences do, so short ones never pay for the whole window.
+
+    Args:
+        shape: The model's sizes.
+        num_slots: S.
+        max_positions: What L may grow to; rounded up to a multiple of KEY_STEP.
+        dtype: Of keys and values.
+        device: Where they are.
+    """
 
     def __init__(
-        self, shape: ModelShape, num_slots: int, num_positions: int, dtype: torch.dtype, device: torch.device
+        self, shape: ModelShape, num_slots: int, max_positions: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.num_slots = num_slots
-        self.num_positions = round_up(num_positions, KEY_STEP)
-        size = (shape.n_layer, num_slots, shape.n_head, self.num_positions, shape.head_width)
-        self.keys_NSHLD = _zeros(size, dtype, device)
-        self.values_NSHLD = _zeros(size, dtype, device)
+        self.max_positions = round_up(max_positions, KEY_STEP)
+        size = (num_slots, shape.n_head, KEY_STEP, shape.head_width)
+        self.keys = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.n_layer)]
+        self.values = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.n_layer)]
+
+    @property
+    def num_positions(self) -> int:
+        """The positions there is memory for at present."""
+        return self.keys[0].shape[2]
 
     @property
     def num_bytes(self) -> int:
-        """The size of both tensors, whether committed or not."""
-        return 2 * self.keys_NSHLD.numel() * self.keys_NSHLD.element_size()
+        """The memory held at present."""
+        return 2 * len(self.keys) * self.keys[0].numel() * self.keys[0].element_size()
 
+    @torch.inference_mode()
+    def reserve(self, num_positions: int) -> None:
+        """Make room for ``num_positions``, keeping what is stored; at least doubles, up to the limit."""
+        if num_positions <= self.num_positions:
+            return
+        assert num_positions <= self.max_positions
+        grown = max(round_up(num_positions, KEY_STEP), min(2 * self.num_positions, self.max_positions))
+        for tensors in (self.keys, self.values):
+            for index, old_SHLD in enumerate(tensors):
+                num_slots, num_heads, num_old, head_width = old_SHLD.shape
+                new_SHLD = old_SHLD.new_zeros(num_slots, num_heads, grown, head_width)
+                new_SHLD[:, :, :num_old] = old_SHLD
+                tensors[index] = new_SHLD
+
+    @torch.inference_mode()
     def copy_prefix(self, source_slot: int, target_slot: int, num_tokens: int) -> None:
         """Copy the first ``num_tokens`` positions of every layer from one slot to another."""
-        for tensor in (self.keys_NSHLD, self.values_NSHLD):
-            tensor[:, target_slot, :, :num_tokens] = tensor[:, source_slot, :, :num_tokens]
+        for tensor_SHLD in (*self.keys, *self.values):
+            tensor_SHLD[target_slot, :, :num_tokens] = tensor_SHLD[source_slot, :, :num_tokens]
 
 
 def round_up(number: int, step: int) -> int:
     """Return the smallest multiple of ``step`` that is not below ``number``."""
     return -(-number // step) * step
-
-
-def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros whose pages the system hands out at first touch: most slots never grow to the whole context."""
-    if device.type != "cpu":
-        return torch.zeros(size, dtype=dtype, device=device)
-    num_bytes = int(np.prod(size)) * dtype.itemsize
-    memory = np.zeros(num_bytes + CACHE_LINE_BYTES, dtype=np.uint8)
-    start = -memory.ctypes.data % CACHE_LINE_BYTES
-    return torch.from_numpy(memory[start : start + num_bytes]).view(dtype).view(size)

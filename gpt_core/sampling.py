@@ -98,8 +98,8 @@ def draw(logits_RV: Tensor, plans: Sequence[DrawPlan], positions: Sequence[int])
 
     Repetition penalties are not applied here: see ``penalise``.
     """
-    tokens_R = logits_RV.argmax(-1)  # the first of equal maxima
-    for kind, draw_rows in (("ranked", _draw_ranked), ("flat", _draw_flat)):
+    tokens_R = torch.empty(len(plans), dtype=torch.int64, device=logits_RV.device)
+    for kind, draw_rows in (("greedy", _draw_greedy), ("ranked", _draw_ranked), ("flat", _draw_flat)):
         rows = [row for row, plan in enumerate(plans) if plan.kind == kind]
         if rows:
             settings = _Settings.of([plans[r] for r in rows], [positions[r] for r in rows], logits_RV.device)
@@ -139,6 +139,11 @@ class _Settings:
             self.min_weight[chosen],
             self.uniform[chosen],
         )
+
+
+def _draw_greedy(logits_RV: Tensor, settings: _Settings) -> Tensor:  # noqa: ARG001 - one signature for the three
+    """Take the most probable token, the first of equal ones."""
+    return logits_RV.argmax(-1)
 
 
 def _draw_flat(logits_RV: Tensor, settings: _Settings) -> Tensor:

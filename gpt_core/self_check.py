@@ -26,6 +26,7 @@ REFERENCE_ROWS = 64
 ROW_CLASSES = (4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
 REFERENCE_CHUNKS = 4
 CHUNK_CLASSES = (1, 2, 4)
+KEY_CHECK_ROWS = 8
 PROBE_LAYERS = 2
 PROBE_POSITIONS = 48  # positions of the probing rows; all below KEY_STEP
 
@@ -132,7 +133,9 @@ class _Probe:
         return in_order and torch.equal(back[:shared], self._expected[:shared])
 
     def agrees_on_keys(self, num_keys: int) -> bool:
-        return torch.equal(self._decode(torch.arange(REFERENCE_ROWS), num_keys), self._expected)
+        """Compare a few rows, because a cache of all rows at full length is large."""
+        rows = torch.arange(KEY_CHECK_ROWS)
+        return torch.equal(self._decode(rows, num_keys), self._decode(rows, KEY_STEP))
 
     def agrees_on_chunks(self, count: int) -> bool:
         """Compare each chunk's stream in passes of ``count`` chunks, at both ends of the pass."""
@@ -149,8 +152,9 @@ class _Probe:
 
     def _decode(self, order: Tensor, num_keys: int) -> Tensor:
         cache = self._cache(len(order))
-        cache.keys_NSHLD[:, :, :, :KEY_STEP] = self._past[0][:, order]
-        cache.values_NSHLD[:, :, :, :KEY_STEP] = self._past[1][:, order]
+        for index in range(self._shape.n_layer):
+            cache.keys[index].copy_(self._past[0][index, order])
+            cache.values[index].copy_(self._past[1][index, order])
         device = self._decoder.device
         tokens, positions = self._tokens[order].to(device), self._positions[order].to(device)
         return self._decoder.decode(cache, tokens, positions, range(len(order)), num_keys)
