@@ -1,0 +1,57 @@
+"""The file of a shard's rejects: JSON lines, one an object with file, line, start and reason."""
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+import orjson
+import xxhash
+
+from gpt_core.document_batch import Reject
+from gpt_core.shards import ShardStats
+from gpt_core.storage import Storage
+
+_SPOOL_BYTES = 4 << 20
+
+
+class RejectWriter:
+    """Collects rejects in bounded memory and writes them at ``close``, atomically; none, no file.
+
+    Args:
+        path: Where the file shall lie, a path or a URL.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._spool = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 - closed by __exit__
+        self._digest = xxhash.xxh3_128()
+        self._num_rejects = 0
+        self._num_bytes = 0
+
+    def append(self, rejects: Iterable[Reject]) -> None:
+        """Add rejects in order."""
+        for reject in rejects:
+            line = orjson.dumps(dataclasses.asdict(reject), option=orjson.OPT_APPEND_NEWLINE)
+            self._spool.write(line)
+            self._digest.update(line)
+            self._num_rejects += 1
+            self._num_bytes += len(line)
+
+    def close(self) -> ShardStats:
+        """Write the file and return its stats: rejects as documents, no tokens, no batches."""
+        if self._num_rejects == 0:
+            return ShardStats()
+        self._spool.seek(0)
+        Storage.of(self._path).write_atomically(self._path, lambda file: shutil.copyfileobj(self._spool, file))
+        return ShardStats(self._num_rejects, 0, self._num_bytes, self._digest.hexdigest())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._spool.close()
