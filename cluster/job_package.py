@@ -65,15 +65,15 @@ class JobPackage:
         return content
 
 
-def package_of(settings: JobSettings, working_folder: Path) -> JobPackage:
+def package_of(settings: JobSettings, working_folder: Path, waits_for: dict[str, int] | None = None) -> JobPackage:
     """Return what a job takes along.
 
     Prompt files inside the working folder are packed when they are small, and the job reads
     those copies; all other places stay the absolute paths and URLs they are. The settings lose
-    the cluster's address: on the cluster, Ray says it.
+    the cluster's address, since on the cluster Ray says it, and gain the nodes the job waits for.
     """
     plain = settings.model_dump(mode="json")
-    plain["cluster"] |= {"address": None, "num_cpus": None}
+    plain["cluster"] |= {"address": None, "num_cpus": None} | (waits_for or {})
     package = JobPackage(dict(_code()), plain)
     for section in _sections(plain):
         for name in _SMALL_INPUTS:

@@ -129,16 +129,8 @@ def running(settings: ServeSettings, served: Served, access: Access, cluster: Cl
     quiet_libraries()
     generator = generator_deployment(served.checkpoint, settings.engine, cluster)
     _start_serve(settings.host, settings.port)
-    ingress = serve.deployment(
-        name="Ingress",
-        num_replicas=1,
-        ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=_MAX_ONGOING_REQUESTS,
-        health_check_period_s=2,
-        graceful_shutdown_timeout_s=5,
-    )(serve.ingress()(Ingress))
     try:
-        application = ingress.bind(generator, served.facts, settings, access)
+        application = ingress_deployment(generator, served, settings, access)
         handle = serve.run(application, name=APPLICATION, route_prefix="/", logging_config=QUIET_LOGGING)
         try:
             yield f"http://{_bracketed(settings.host)}:{settings.port}"
@@ -149,6 +141,21 @@ def running(settings: ServeSettings, served: Served, access: Access, cluster: Cl
         # A Ray of this job's own ends with it, and quietly.
         if cluster.address is not None and not serve.status().applications:
             serve.shutdown()
+
+
+def ingress_deployment(generator: Any, served: Served, settings: ServeSettings, access: Access) -> Any:
+    """Return the application: the ingress, bound to the deployment of the Generator behind it."""
+    from ray import serve
+
+    ingress = serve.deployment(
+        name="Ingress",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=_MAX_ONGOING_REQUESTS,
+        health_check_period_s=2,
+        graceful_shutdown_timeout_s=5,
+    )(serve.ingress()(Ingress))
+    return ingress.bind(generator, served.facts, settings, access)
 
 
 def _start_serve(host: str, port: int) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.scaling import wait_for_nodes
 from gpt_core.errors import HerdError, ResourceError, RunFailedError
 from gpt_core.settings import ClusterSettings
 
@@ -76,8 +77,12 @@ def connect(settings: ClusterSettings) -> Iterator[Cluster]:
     quiet_libraries()
     _start(settings, address)
     try:
+        if address:
+            wait_for_nodes(settings)
         resources = ray.cluster_resources()
-        yield Cluster(address, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+        cluster = Cluster(address, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+        cluster.require_cpus(settings.min_cpus or 0, "cluster.min_cpus")
+        yield cluster
     except HerdError:
         raise
     except Exception as error:

@@ -5,6 +5,7 @@ job with the same settings, whose lines appear here and whose exit code becomes 
 """
 
 import contextlib
+import math
 import os
 import secrets
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from cluster.follower import Follower
 from cluster.head import Head, JobState, Nodes
 from cluster.head_address import address_of
-from cluster.job_package import SETTINGS_FILE, package_of
+from cluster.job_package import SETTINGS_FILE, JobPackage, package_of
 from cluster.needs import needs_of, unmet
 from cluster.progress import say
 from gpt_core.errors import ResourceError, RunFailedError
@@ -50,8 +51,8 @@ def submit(job: str, module: str, settings: JobSettings, *, detach: bool) -> int
     head = Head(address_of(settings.cluster.address))
     nodes = head.nodes()
     say(f"submit: {job} to {head.address} (Ray {head.ray_version}; {nodes})")
-    _check_needs(settings, head, nodes)
-    job_id = _send(head, job, module, settings)
+    waits_for = _to_wait_for(settings, head, nodes)
+    job_id = _send(head, job, module, package_of(settings, Path.cwd(), waits_for), settings)
     say(f"submit: {job_id} is submitted; stop it with {_command('stop', head, job_id)}")
     if detach:
         say(f"submit: follow it with {_command('logs', head, job_id)} --follow")
@@ -116,17 +117,21 @@ def _hint(state: JobState) -> str:
     return ""
 
 
-def _check_needs(settings: JobSettings, head: Head, nodes: Nodes) -> None:
-    """Refuse what would wait for ever; say so where nodes may still be added."""
-    for need in needs_of(settings):
-        if error := unmet(need, nodes):
-            if not head.can_grow(nodes):
-                raise error
-            say(f"submit: {error.where}: {error.found}, more than there is now; the job waits until nodes are added")
+def _to_wait_for(settings: JobSettings, head: Head, nodes: Nodes) -> dict[str, int]:
+    """Return the CPUs and GPUs the job waits for, none where they are there; refuse what would wait for ever."""
+    needs = list(needs_of(settings))
+    errors = [error for need in needs if (error := unmet(need, nodes))]
+    if not errors:
+        return {}
+    if not head.can_grow(nodes):
+        raise errors[0]
+    cpus = max(settings.cluster.min_cpus or 0, *(math.ceil(need.cpus) for need in needs))
+    gpus = max(settings.cluster.min_gpus or 0, *(math.ceil(need.gpus) for need in needs))
+    say(f"submit: the job waits until nodes are added, for {cpus} CPUs and {gpus} GPUs in all")
+    return {"min_cpus": cpus, **({"min_gpus": gpus} if gpus else {})}
 
 
-def _send(head: Head, job: str, module: str, settings: JobSettings) -> str:
-    package = package_of(settings, Path.cwd())
+def _send(head: Head, job: str, module: str, package: JobPackage, settings: JobSettings) -> str:
     content = package.zipped()
     for place in package.left:
         say(f"submit: {place} is not packed; the cluster reads it from there")

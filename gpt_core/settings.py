@@ -51,6 +51,10 @@ class ClusterSettings(Settings):
     """Ray cluster to use: "auto", HOST:PORT or ray://HOST:PORT; null starts a Ray of its own (or takes RAY_ADDRESS)."""
     num_cpus: Count | None = None
     """CPUs the job's own Ray may use; null means all of this machine. Not allowed together with an address."""
+    min_cpus: Count | None = None
+    """Free CPUs to wait for on a cluster, so that its autoscaler adds nodes; null takes those that are there."""
+    min_gpus: Count | None = None
+    """Free GPUs to wait for likewise."""
     object_store_bytes: Annotated[int, Field(ge=78_643_200)] = 268_435_456
     """Shared memory of the job's own Ray in bytes, at least 75 MiB. No text and no token goes through it."""
 
