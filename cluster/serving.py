@@ -7,11 +7,14 @@ calls them through a handle and starts no HTTP server at all.
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.session import Cluster, quiet_libraries
 from gpt_core.generation import GenerationRequest, TokenEvent
 from gpt_core.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from gpt_core.engine import EngineStatistics
 
 GENERATOR = "Generator"
 # No access log: it would name every request. Errors stay in the files of Ray's session folder.
@@ -56,6 +59,10 @@ class Generator:
         async with contextlib.aclosing(self._loop.stream(requests)) as batches:
             async for batch in batches:
                 yield batch
+
+    async def statistics(self) -> "EngineStatistics":
+        """Return where the engine stands."""
+        return self._loop.statistics()
 
     def check_health(self) -> None:
         """Raise the engine's failure, so that Ray Serve replaces this replica."""
