@@ -66,7 +66,8 @@ class Ingress:
 
 def capacity_of(settings: ServeSettings) -> int:
     """Return how many completions may be in progress: one in every slot, and those that wait."""
-    return settings.engine.num_replicas * settings.engine.num_slots + settings.max_queued_completions
+    engine = settings.engine
+    return (engine.max_replicas or engine.num_replicas) * engine.num_slots + settings.max_queued_completions
 
 
 def serve_until_stopped(settings: ServeJob) -> str:

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Iterator
 from typing import TYPE_CHECKING, Any
 
+from cluster.replica_scaling import SAMPLES, replica_options
 from cluster.session import Cluster, quiet_libraries
 from gpt_core.generation import GenerationRequest, TokenEvent
 from gpt_core.settings import EngineSettings
@@ -64,6 +65,11 @@ class Generator:
         """Return where the engine stands."""
         return self._loop.statistics()
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return what the number of replicas follows; called by Ray Serve."""
+        now = self._loop.statistics()
+        return {SAMPLES: float(now.num_waiting + now.num_slots_in_use)}
+
     def check_health(self) -> None:
         """Raise the engine's failure, so that Ray Serve replaces this replica."""
         if self._loop.failure:
@@ -88,7 +94,7 @@ def generator_deployment(checkpoint: str, settings: EngineSettings, cluster: Clu
     }
     deployment = serve.deployment(
         name=GENERATOR,
-        num_replicas=settings.num_replicas,
+        **replica_options(settings),
         ray_actor_options=options,
         max_ongoing_requests=_MAX_ONGOING_REQUESTS,
         health_check_period_s=2,

@@ -348,7 +348,9 @@ class EngineSettings(Settings):
     """The replicas that compute completions."""
 
     num_replicas: Count = 1
-    """Replicas of the model."""
+    """Replicas of the model; the fewest there are where max_replicas is given."""
+    max_replicas: Count | None = None
+    """Most replicas: more are started while completions wait for a slot; null keeps num_replicas."""
     num_slots: Count = 16
     """Sequences a replica decodes at once."""
     threads_per_replica: Count = 1
@@ -357,6 +359,14 @@ class EngineSettings(Settings):
     """auto takes a GPU for each replica where the cluster has them."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto computes in bf16 where the hardware has matrix units for it."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.num_replicas:
+            raise ValueError(
+                f"max_replicas {self.max_replicas} is below num_replicas {self.num_replicas}; raise it or leave it out"
+            )
+        return self
 
 
 class GenerateSettings(Settings):

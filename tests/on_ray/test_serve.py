@@ -5,6 +5,7 @@ import socket
 import time
 import urllib.request
 from types import SimpleNamespace
+from typing import Any
 
 import openai
 import pytest
@@ -84,7 +85,7 @@ def _wait_until_idle(service, seconds=15):
 
 
 def _kill_replica():
-    names = ray.util.list_named_actors(all_namespaces=True)
+    names: Any = ray.util.list_named_actors(all_namespaces=True)
     (replica,) = [actor for actor in names if f"{APPLICATION}#Generator#" in actor["name"]]
     ray.kill(ray.get_actor(replica["name"], replica["namespace"]))
 
