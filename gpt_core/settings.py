@@ -48,7 +48,8 @@ class ClusterSettings(Settings):
     """Where the job runs."""
 
     address: str | None = None
-    """Ray cluster to use: "auto", HOST:PORT or ray://HOST:PORT; null starts a Ray of its own (or takes RAY_ADDRESS)."""
+    """Ray cluster to use: "auto", HOST:PORT or ray://HOST:PORT (herd submit: http://HEAD:8265); null starts a Ray of
+    its own, or takes RAY_ADDRESS."""
     num_cpus: Count | None = None
     """CPUs the job's own Ray may use; null means all of this machine. Not allowed together with an address."""
     min_cpus: Count | None = None
