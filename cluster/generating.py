@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from gpt_core.storage import Storage
 
 from cluster.record_book import Run
 from cluster.serving import handles_only
@@ -28,6 +27,7 @@ from gpt_core.generation import Completion, GenerationRequest, Sampling
 from gpt_core.ledger import Row, first_difference
 from gpt_core.prompts import Prompt, RejectedPrompt, read_prompts
 from gpt_core.settings import GenerateSettings, SamplingSettings
+from gpt_core.storage import Storage
 from gpt_core.tokenizer import load_tokenizer
 
 MANIFEST = "manifest.json"

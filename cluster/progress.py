@@ -21,9 +21,8 @@ class Meter:
 
     def __init__(self, title: str, total: int, unit: str, bar: Progress | None) -> None:
         self._title, self._total, self._unit, self._bar = title, total, unit, bar
-        self._started = time.monotonic()
-        self._shown = self._started
-        self._first: int | None = None
+        self._shown = time.monotonic()
+        self._first: tuple[int, float] | None = None
         self._task = bar.add_task(title, total=total, facts="") if bar else None
 
     def show(self, done: int, facts: str = "") -> None:
@@ -33,16 +32,16 @@ class Meter:
             return
         now = time.monotonic()
         if self._first is None:
-            self._first = done
+            self._first = done, now  # start-up and what an earlier run did say nothing about the rate
         if now - self._shown >= _SECONDS_BETWEEN_LINES and done < self._total:
             self._shown = now
             say(f"{self._title}: {done:,} of {self._total:,} {self._unit}{_joined(facts)}{self._left(done, now)}")
 
     def _left(self, done: int, now: float) -> str:
-        advanced = done - (self._first or 0)
-        if advanced <= 0:
+        first_done, first_time = self._first or (done, now)
+        if done <= first_done:
             return ""
-        return f", {(self._total - done) * (now - self._started) / advanced:.0f} s left"
+        return f", {(self._total - done) * (now - first_time) / (done - first_done):.0f} s left"
 
 
 def _joined(facts: str) -> str:

@@ -80,7 +80,7 @@ class Stages:
 
 @contextlib.contextmanager
 def stages_of(job: JobSettings, kind: str, output: str) -> Iterator[tuple[Stages, Run]]:
-    """Open the job's run and yield what runs its stages, and the run; the cluster, if one was needed, is left at the end."""
+    """Open the job's run and yield what runs its stages, and the run; leave the cluster, if any, at the end."""
     check_writable(output)
     folder = Path(output)
     options = TrackingOptions(**job.tracking.model_dump())

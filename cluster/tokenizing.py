@@ -6,10 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt_core.shard_plan import ShardPlans, plan_shards
-from gpt_core.source_files import SourceSpec, list_files
-from gpt_core.tokenize_shard import ShardTokenizer, TokenizeOptions
-
 from cluster.record_book import Run
 from cluster.session import Cluster
 from cluster.shard_job import ShardJob, run_shard_job
@@ -18,7 +14,10 @@ from gpt_core.errors import CorpusError, StaleOutputError
 from gpt_core.ledger import Ledger
 from gpt_core.manifest import FileEntry, Manifest, ManifestContents, ShardEntry, TokenizerEntry
 from gpt_core.settings import TokenizeSettings
+from gpt_core.shard_plan import ShardPlans, plan_shards
 from gpt_core.shards import ShardStats
+from gpt_core.source_files import SourceSpec, list_files
+from gpt_core.tokenize_shard import ShardTokenizer, TokenizeOptions
 from gpt_core.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -92,6 +91,7 @@ def perform(settings: TokenizeSettings, inputs: Inputs, cluster: Cluster, run: R
         validation_fraction=settings.validation_fraction,
         split_seed=settings.split_seed,
         max_document_bytes=settings.max_document_bytes,
+        tokenizer_digest=inputs.tokenizer.digest,
     )
     job = ShardJob(
         title="tokenize",

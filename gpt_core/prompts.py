@@ -47,10 +47,11 @@ def read_prompts(paths: tuple[str, ...], sampling: Sampling) -> tuple[list[Promp
     seen: set[str] = set()
     for path in (Path(name) for name in paths):
         for line, row in _rows(path, sampling):
-            if isinstance(row, Prompt) and row.id in seen:
-                row = f"found the id {row.id!r} a second time; expected an id of its own"
             if isinstance(row, str):
                 rejects.append(RejectedPrompt(path.name, line, row))
+            elif row.id in seen:
+                reason = f"found the id {row.id!r} a second time; expected an id of its own"
+                rejects.append(RejectedPrompt(path.name, line, reason))
             else:
                 seen.add(row.id)
                 prompts.append(row)
@@ -80,7 +81,7 @@ def _text_row(text: str, row_id: str, sampling: Sampling) -> Prompt:
 def _json_row(text: str, row_id: str, sampling: Sampling) -> Prompt:
     row: Any = json.loads(text)
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"]:
-        raise ValueError("no string field 'prompt'")
+        raise ValueError("no string field 'prompt'")  # noqa: TRY004 - the caller sets such rows aside
     if unknown := sorted(row.keys() - set(_JSON_FIELDS)):
         raise ValueError(f"the field {unknown[0]!r} (known are {', '.join(_JSON_FIELDS)})")
     own_id = row.get("id", row_id)

@@ -38,8 +38,8 @@ def _stage_lines(job: PipelineJob, result: "PipelineResult") -> list[str]:
             f"{corpus.num_rejected:,} set aside{_rate(corpus.num_tokens, result.seconds['tokenize'])}"
         ),
         "pretrain": (
-            f"{model.num_parameters:,} parameters, {model.num_steps:,} steps, loss {model.untrained_loss:.2f} untrained, "
-            f"{held_out}{_rate(model.tokens_trained, result.seconds['pretrain'])}"
+            f"{model.num_parameters:,} parameters, {model.num_steps:,} steps, "
+            f"loss {model.untrained_loss:.2f} untrained, {held_out}{_rate(model.tokens_trained, result.seconds['pretrain'])}"
         ),
         "evaluate": (
             f"loss {measured.loss:.3f}, perplexity {measured.perplexity:.1f}, "

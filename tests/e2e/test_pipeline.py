@@ -1,0 +1,219 @@
+"""The whole pipeline as a newcomer runs it: once, again, interrupted in every stage, and with mistakes."""
+
+import json
+import random
+import sqlite3
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.e2e.commands import ROOT, herd, herd_interrupted
+
+_STAGES = ("tokenize", "pretrain", "evaluate", "generate")
+
+
+def _write_inputs(folder: Path) -> Path:
+    """Write a small corpus, prompts and a settings file; return the file."""
+    words = random.Random(3)
+    text = folder / "text"
+    text.mkdir()
+    for number in range(40):
+        lines = (" ".join(words.choices(["herd", "graze", "hill", "river", "dawn"], k=12)) for _ in range(20))
+        (text / f"{number:02d}.txt").write_text("\n".join(lines))
+    (folder / "prompts.txt").write_text("herd graze\nriver\ndawn hill\n")
+    settings = {
+        "output": "out",
+        "tokenize": {
+            "input": ["text"],
+            "tokenizer": {"name": "bytes"},
+            "shard_bytes": 8000,
+            "validation_fraction": 0.2,
+        },
+        "pretrain": {
+            "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "num_positions": 32},
+            "recipe": {"learning_rate": 0.01},
+            "train": {
+                "num_steps": 60,
+                "batch_sequences": 8,
+                "micro_batch_sequences": 2,
+                "num_workers": 2,
+                "evaluate_every_steps": 20,
+                "checkpoint_every_steps": 20,
+            },
+        },
+        "evaluate": {"windows_per_shard": 16},
+        "generate": {"prompts": ["prompts.txt"], "prompts_per_shard": 1, "sampling": {"max_tokens": 12}},
+    }
+    path = folder / "pipeline.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def _digests(output: Path) -> dict[str, str]:
+    """Return what each stage's own manifest says it made."""
+    corpus = json.loads((output / "corpus" / "manifest.json").read_text())
+    newest = max((output / "model" / "checkpoints").glob("step-*"))
+    described = json.loads((newest / "checkpoint.json").read_text())
+    measured = json.loads((output / "evaluation" / "evaluation.json").read_text())["measured"]
+    generated = json.loads((output / "generated" / "manifest.json").read_text())["generated"]
+    return {
+        "corpus": corpus["root_digest"],
+        "step": described["step"],
+        "weights": described["files"]["weights.safetensors"]["sha256"],
+        "moments": described["files"]["optimizer.safetensors"]["sha256"],
+        "loss": measured["loss"],
+        "generated": generated["root_digest"],
+    }
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the pipeline ran once without trouble."""
+    folder = tmp_path_factory.mktemp("calm")
+    _write_inputs(folder)
+    done = herd("pipeline", "--config", "pipeline.yaml", folder=folder)
+    assert done.code == 0, done.err
+    (folder / "summary.txt").write_text(done.out)
+    (folder / "stderr.txt").write_text(done.err)
+    return folder
+
+
+@pytest.mark.timeout(300)
+def test_the_summary_tells_where_things_are_and_how_to_look_at_the_runs(calm: Path) -> None:
+    summary = (calm / "summary.txt").read_text()
+    for part in (
+        "out/corpus",
+        "out/model",
+        "out/evaluation",
+        "out/generated",
+        "'herd graze' | ",
+        "mlflow ui --backend",
+    ):
+        assert part in summary
+    noise = [line for line in (calm / "stderr.txt").read_text().splitlines() if not line.startswith(_STAGES)]
+    assert noise == []
+
+
+def test_training_learned_and_every_prompt_was_completed(calm: Path) -> None:
+    measured = json.loads((calm / "out" / "evaluation" / "evaluation.json").read_text())
+    assert measured["measured"]["loss"] < 3.0  # untrained is ln 257 = 5.55
+    rows = [
+        json.loads(line)
+        for path in sorted((calm / "out" / "generated" / "rows").glob("*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    assert [row["prompt"] for row in rows] == ["herd graze", "river", "dawn hill"]
+    assert all(1 <= len(row["token_ids"]) <= 12 for row in rows)
+
+
+def test_mlflow_holds_one_parent_run_and_a_child_for_each_stage(calm: Path) -> None:
+    with sqlite3.connect(calm / "mlflow.db") as store:
+        runs = dict(store.execute("select run_uuid, status from runs").fetchall())
+        names = dict(store.execute("select run_uuid, name from runs").fetchall())
+        parents = dict(store.execute("select run_uuid, value from tags where key = 'mlflow.parentRunId'").fetchall())
+        steps = store.execute("select count(distinct step), count(*) from metrics where key = 'loss' and step > 0")
+        distinct, total = steps.fetchone()
+    assert len(runs) == 5
+    assert set(runs.values()) == {"FINISHED"}
+    assert sorted(names[run] for run in parents) == sorted(_STAGES)
+    assert len(set(parents.values())) == 1
+    assert (distinct, total) == (60, 60)
+
+
+@pytest.mark.timeout(300)
+def test_a_second_run_skips_every_stage_and_says_so(calm: Path) -> None:
+    before = _digests(calm / "out")
+    done = herd("pipeline", "--config", "pipeline.yaml", folder=calm)
+    assert done.code == 0, done.err
+    skipped = [line for line in done.err.splitlines() if "skipped" in line]
+    assert [line.split(":")[0] for line in skipped] == list(_STAGES)
+    assert _digests(calm / "out") == before
+
+
+@pytest.mark.timeout(300)
+def test_an_output_made_with_other_settings_is_refused_naming_the_difference(calm: Path) -> None:
+    done = herd("pipeline", "--config", "pipeline.yaml", "--tokenize.validation_fraction", "0.3", folder=calm)
+    assert done.code == 2
+    assert "validation_fraction: found a corpus made with 0.2; expected 0.3; choose another output folder" in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.timeout(900)
+def test_ctrl_c_in_any_stage_stops_cleanly_and_a_rerun_ends_as_the_calm_run(calm: Path, tmp_path: Path) -> None:
+    _write_inputs(tmp_path)
+    for stage in _STAGES:
+        stopped = herd_interrupted(
+            "pipeline", "--config", "pipeline.yaml", folder=tmp_path, at=f"{stage}: writing", after_seconds=6
+        )
+        assert stopped.code == 130, stopped.err
+        assert "Traceback" not in stopped.err
+        assert "run the same command again to continue" in stopped.err
+    done = herd("pipeline", "--config", "pipeline.yaml", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert _digests(tmp_path / "out") == _digests(calm / "out")
+    leftovers = [path for path in (tmp_path / "out").rglob("*") if path.suffix == ".tmp" or path.name == ".progress"]
+    assert leftovers == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--pretrain.train.num_stepz", "5"], "num_stepz"),
+        (["--pretrain.train.num_steps", "many"], "many"),
+        (["--pretrain.model.n_head", "5"], "model.n_head: found 5 heads, which do not divide n_embd 32"),
+        (["--generate.prompts", "none.txt"], "none.txt: found no such file"),
+        (["--tokenize.input", "nowhere"], "nowhere"),
+        (["--pretrain.train.num_workers", "3"], "num_workers 3 is no power of two"),
+        (["--config", "absent.yaml"], "absent.yaml"),
+    ],
+)
+def test_a_mistake_ends_in_one_message_before_anything_is_written(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
+    _write_inputs(tmp_path)
+    base = [] if words[0] == "--config" else ["--config", "pipeline.yaml"]
+    done = herd("pipeline", *base, *words, folder=tmp_path)
+    assert done.code == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "out" / "corpus" / "manifest.json").exists()
+
+
+def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "empty.txt").touch()
+    done = herd("tokenize", "--input", "text", "--output", "out", "--tokenizer.name", "bytes", folder=tmp_path)
+    assert done.code == 2
+    assert "no usable document" in done.err
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_more_workers_than_cpus_are_refused(calm: Path, tmp_path: Path) -> None:
+    words = ["--corpus", str(calm / "out" / "corpus"), "--output", str(tmp_path / "model"), "--cluster.num_cpus", "1"]
+    shape = ["--model.n_layer", "1", "--model.n_head", "1", "--model.n_embd", "8", "--model.num_positions", "8"]
+    batch = ["--train.batch_sequences", "4", "--train.micro_batch_sequences", "1", "--train.num_workers", "4"]
+    done = herd("pretrain", *words, *shape, *batch, folder=tmp_path)
+    assert done.code == 2
+    assert "found a need of 4 CPUs; expected at most the 1 CPUs" in done.err
+
+
+def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "text.txt").write_text("some text")
+    done = herd("tokenize", "--input", "text.txt", "--output", "file/out", folder=tmp_path)
+    assert done.code == 2
+    assert "Not a directory" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_the_commands_of_the_readme_exist() -> None:
+    readme = (ROOT / "README.md").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("quickstart", "test"):
+        assert f"make {target}" in readme
+        assert f"\n{target}:" in makefile
+    overview = herd("--help", folder=ROOT).out
+    rows = [line.split("`")[1].split()[1] for line in readme.splitlines() if line.startswith("| `herd ")]
+    assert rows
+    assert [job for job in rows if f"  {job} " not in overview] == []
