@@ -2,25 +2,11 @@
 
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.private_head import PrivateHead, why_not
-
-REASON = why_not()
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateHead]:
-    started = PrivateHead(tmp_path_factory.mktemp("head"))
-    try:
-        started.wait_until_ready()
-        yield started
-    finally:
-        started.stop()
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -101,6 +87,20 @@ def test_a_job_the_cluster_can_never_hold_is_refused_before_it_is_sent(head, tex
         "lower it, or add nodes to the cluster" in err
     )
     assert "is submitted" not in err
+
+
+def test_a_job_that_wants_more_cpus_waits_until_a_node_brings_them(head, text, tmp_path):
+    words = [*words_for(text, tmp_path / "corpus"), "--cluster.min_cpus", "3"]
+    process = head.start(["herd", "submit", *words], tmp_path)
+    time.sleep(20)
+    assert process.poll() is None
+    assert not (tmp_path / "corpus" / "manifest.json").exists()
+    node = head.start(["ray", "start", "--address=127.0.0.1:6399", "--num-cpus=1", "--block"], tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, out + err
+    assert "root digest" in out
+    head.interrupt(node)
+    node.communicate(timeout=30)
 
 
 def test_a_head_that_asks_for_a_token_gets_the_right_one_or_a_clear_message(head, tmp_path):
