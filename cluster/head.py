@@ -104,15 +104,20 @@ class Head:
         self._ray = self._client()
 
     def nodes(self) -> Nodes:
-        """Return what the living nodes have."""
-        listed = self._get("/api/v0/nodes?limit=10000")["data"]["result"]["result"]
-        alive = [node for node in listed if node["state"] == "ALIVE"]
+        """Return what the living nodes have; a head that just started lists its own within seconds."""
+        give_up = time.monotonic() + _FIRST_REPORT_SECONDS
+        while not (alive := self._alive()) and time.monotonic() < give_up:
+            time.sleep(0.5)
         totals = [node.get("resources_total") or {} for node in alive]
         return Nodes(
             tuple(node["node_id"] for node in alive),
             tuple(total.get("CPU", 0.0) for total in totals),
             tuple(total.get("GPU", 0.0) for total in totals),
         )
+
+    def _alive(self) -> list[dict[str, Any]]:
+        listed = self._get("/api/v0/nodes?limit=10000")["data"]["result"]["result"]
+        return [node for node in listed if node["state"] == "ALIVE"]
 
     def can_grow(self, nodes: Nodes) -> bool:
         """Tell whether an autoscaler may add nodes: False only where there is known to be none.

@@ -51,11 +51,14 @@ def test_a_detached_job_is_listed_and_stops_when_asked(head, text, tmp_path):
     code, out, err = head.run(["herd", "submit", *words_for(text, tmp_path / "corpus"), "--detach"], tmp_path)
     assert code == 0, out + err
     job_id = submitted_as(err)
+    while "tokenize: writing" not in head.run(["herd", "jobs", "logs", job_id], tmp_path)[1]:
+        time.sleep(0.2)
     code, out, err = head.run(["herd", "jobs", "stop", job_id], tmp_path)
     assert (code, out) == (0, f"{job_id}: STOPPED\n"), err
     code, out, err = head.run(["herd", "jobs", "status", job_id], tmp_path)
     assert code == 130, out + err
     assert f"{tmp_path}/corpus" in out
+    assert "interrupted: herd tokenize stopped" in head.run(["herd", "jobs", "logs", job_id], tmp_path)[1]
     code, out, _ = head.run(["herd", "jobs"], tmp_path)
     assert code == 0
     assert job_id in out
