@@ -90,9 +90,10 @@ class Head:
         self.address = address
         self._token: str | None = None
         try:
-            self.ray_version = self._get("/api/version").get("ray_version", "")
+            told = self._get("/api/version")
         except HeadSilentError as error:
             raise ResourceError(*error.args) from error
+        self.ray_version = str(told.get("ray_version", "")) if isinstance(told, dict) else ""
         ours = importlib.metadata.version("ray")
         if _series(self.ray_version) != _series(ours):
             raise ResourceError(
