@@ -132,9 +132,7 @@ class Order:
                     f"at least one window, {self.window_tokens + 1} tokens",
                     "add text, take a shorter context, or give the source weight 0",
                 )
-        drawn = [
-            count for source, count in zip(self.sources, self.num_windows, strict=True) if source.weight > 0
-        ]
+        drawn = [count for source, count in zip(self.sources, self.num_windows, strict=True) if source.weight > 0]
         if sum(drawn) < self.sequences_per_step:
             raise CorpusError(
                 "corpus",
@@ -185,9 +183,7 @@ def block_counts(weights: Sequence[float]) -> list[int]:
     """
     ratios = [_exact(weight) for weight in weights]
     if not sum(ratios):
-        raise CorpusError(
-            "source weights", f"{list(weights)}", "one above 0", "give a source a positive weight"
-        )
+        raise CorpusError("source weights", f"{list(weights)}", "one above 0", "give a source a positive weight")
     unit = Fraction(math.gcd(*(r.numerator for r in ratios)), math.lcm(*(r.denominator for r in ratios)))
     shares = [ratio / unit for ratio in ratios]
     if sum(shares) > _MAX_BLOCK_SLOTS:
@@ -211,9 +207,7 @@ def _apportioned(quotas: Sequence[Fraction]) -> list[int]:
     for quota, count in zip(quotas, counts, strict=True):
         if quota and not count:
             found, least = f"a share of {float(quota / _MAX_BLOCK_SLOTS):.3g}", f"{1 / _MAX_BLOCK_SLOTS:.3g}"
-            raise CorpusError(
-                "source weights", found, f"at least {least}", "raise the weight, or set it to 0"
-            )
+            raise CorpusError("source weights", found, f"at least {least}", "raise the weight, or set it to 0")
     return counts
 
 
