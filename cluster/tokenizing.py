@@ -54,6 +54,8 @@ def resolve(settings: TokenizeSettings) -> Inputs:
     decisive = settings.model_dump(
         mode="json", include={"shard_bytes", "validation_fraction", "split_seed", "max_document_bytes"}
     )
+    if settings.validation_tail:
+        decisive["validation_tail"] = settings.validation_tail
     decisive["tokenizer"] = tokenizer.digest
     decisive["sources"] = {
         source.name: source.model_dump(mode="json", include={"weight", "text_field", "separator"})
@@ -89,6 +91,7 @@ def perform(settings: TokenizeSettings, inputs: Inputs, cluster: Cluster, run: R
         tokenizer=settings.tokenizer.name,
         backend=settings.tokenizer.backend,
         validation_fraction=settings.validation_fraction,
+        validation_tail=settings.validation_tail,
         split_seed=settings.split_seed,
         max_document_bytes=settings.max_document_bytes,
         tokenizer_digest=inputs.tokenizer.digest,

@@ -81,7 +81,7 @@ def _text_row(text: str, row_id: str, sampling: Sampling) -> Prompt:
 def _json_row(text: str, row_id: str, sampling: Sampling) -> Prompt:
     row: Any = json.loads(text)
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"]:
-        raise ValueError("no string field 'prompt'")  # noqa: TRY004 - the caller sets such rows aside
+        raise ValueError("no string field 'prompt'")  # noqa: TRY004 - caught by _rows
     if unknown := sorted(row.keys() - set(_JSON_FIELDS)):
         raise ValueError(f"the field {unknown[0]!r} (known are {', '.join(_JSON_FIELDS)})")
     own_id = row.get("id", row_id)

@@ -27,9 +27,7 @@ GPT2_PATTERN = openai_public.r50k_pat_str
 
 
 # What the splitting pattern's \\s matches (Unicode White_Space; Python's own \\s differs by U+001C..U+001F).
-_LONG_SPACE = re.compile(
-    "[\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]{65536,}"
-)
+_LONG_SPACE = re.compile("[\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]{65536,}")
 
 
 class Tokenizer(Protocol):

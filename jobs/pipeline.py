@@ -39,7 +39,8 @@ def _stage_lines(job: PipelineJob, result: "PipelineResult") -> list[str]:
         ),
         "pretrain": (
             f"{model.num_parameters:,} parameters, {model.num_steps:,} steps, "
-            f"loss {model.untrained_loss:.2f} untrained, {held_out}{_rate(model.tokens_trained, result.seconds['pretrain'])}"
+            f"loss {model.untrained_loss:.2f} untrained, {held_out}"
+            f"{_rate(model.tokens_trained, result.seconds['pretrain'])}"
         ),
         "evaluate": (
             f"loss {measured.loss:.3f}, perplexity {measured.perplexity:.1f}, "

@@ -113,9 +113,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(write):
 
 
 def test_section_given_in_part_keeps_the_rest_of_its_default_instance(write):
-    assert load(Job, write("{output: o, wide: {dropout: 0.5}}")).wide == Shape(
-        n_embd=768, n_head=12, dropout=0.5
-    )
+    assert load(Job, write("{output: o, wide: {dropout: 0.5}}")).wide == Shape(n_embd=768, n_head=12, dropout=0.5)
     assert load(Job, ["--output", "o", "--wide.n_head", "6"]).wide == Shape(n_embd=768, n_head=6)
 
 
@@ -128,9 +126,7 @@ def test_default_instances_are_not_changed_by_loading():
 def test_python_object_equals_the_one_from_file_and_flags(write):
     argv = write("{output: o, warmup_steps: 0x10, mixture: {a: 3e-4}}")
     job = load(Job, [*argv, "--model.dropout=.5", "--color", "blue"])
-    assert job == Job(
-        output="o", warmup_steps=16, mixture={"a": 0.0003}, model=Shape(dropout=0.5), color=Color.BLUE
-    )
+    assert job == Job(output="o", warmup_steps=16, mixture={"a": 0.0003}, model=Shape(dropout=0.5), color=Color.BLUE)
 
 
 @pytest.mark.parametrize(
@@ -278,9 +274,7 @@ def test_cross_field_mistake_names_the_section_and_the_flag_involved(write):
     assert mistakes([*argv, "--model.n_head", "7"]) == [
         "job.yaml:3 with --model.n_head: model: 7 does not divide n_embd 100; try 4 or 6"
     ]
-    assert flag_mistakes("--model.n_head", "7") == [
-        "--model.n_head: model: 7 does not divide n_embd 384; try 4 or 6"
-    ]
+    assert flag_mistakes("--model.n_head", "7") == ["--model.n_head: model: 7 does not divide n_embd 384; try 4 or 6"]
 
 
 @pytest.mark.parametrize(
@@ -385,16 +379,11 @@ def test_word_before_any_flag_is_refused():
 
 
 def test_required_setting_without_file_asks_for_the_flag():
-    assert mistakes([]) == [
-        "herd sample: output: found nothing; expected a text; give --output VALUE or --config FILE"
-    ]
+    assert mistakes([]) == ["herd sample: output: found nothing; expected a text; give --output VALUE or --config FILE"]
 
 
 @given(
-    st.lists(
-        st.text(max_size=12)
-        | st.sampled_from(["--output", "--model.n_head", "--sources", "--paths", "[", "{"])
-    )
+    st.lists(st.text(max_size=12) | st.sampled_from(["--output", "--model.n_head", "--sources", "--paths", "[", "{"]))
 )
 def test_any_words_give_settings_or_a_report_and_never_another_error(argv):
     argv = [word for word in argv if not word.startswith("--config")]
@@ -520,9 +509,7 @@ def test_overview_lists_the_jobs_that_are_there_with_their_first_lines(run_job, 
 def test_unknown_job_names_the_nearest(run_job, capsys):
     run_job("pass")
     assert cli.main(["smaple"]) == 2
-    assert (
-        capsys.readouterr().err == "herd: found no job 'smaple'; expected a job; did you mean herd sample?\n"
-    )
+    assert capsys.readouterr().err == "herd: found no job 'smaple'; expected a job; did you mean herd sample?\n"
     assert cli.main(["xyz"]) == 2
     assert capsys.readouterr().err == "herd: found no job 'xyz'; expected a job; herd --help lists them\n"
 

@@ -58,9 +58,7 @@ def test_a_batch_is_the_windows_the_order_names(tiny: TinyCorpus) -> None:
 
 @settings(deadline=None)
 @given(source=st.integers(0, 1), start=st.integers(-1, 2500), count=st.integers(0, 900))
-def test_any_part_of_a_stream_reads_across_shards(
-    tiny: TinyCorpus, source: int, start: int, count: int
-) -> None:
+def test_any_part_of_a_stream_reads_across_shards(tiny: TinyCorpus, source: int, start: int, count: int) -> None:
     corpus = Corpus(str(tiny.folder))
     stream = tiny.stream("train", SOURCES[source])
     if start < 0 or count < 1 or start + count > len(stream):

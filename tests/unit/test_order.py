@@ -118,9 +118,7 @@ def test_each_draw_of_a_source_happens_once_and_in_its_block() -> None:
         ([1e7 + 1, 1e7 + 1, 1e7 + 3], [349525, 349525, 349526]),
     ],
 )
-def test_blocks_have_the_smallest_whole_ratio_or_the_largest_remainder(
-    weights: list[float], counts: list[int]
-) -> None:
+def test_blocks_have_the_smallest_whole_ratio_or_the_largest_remainder(weights: list[float], counts: list[int]) -> None:
     assert block_counts(weights) == counts
 
 
@@ -143,9 +141,7 @@ def test_weights_that_cannot_be_met_are_refused(weights: list[float]) -> None:
 
 
 def test_a_source_shorter_than_a_window_is_refused_by_name() -> None:
-    with pytest.raises(
-        CorpusError, match=r"'tiny': found 10 tokens; expected at least one window, 11 tokens"
-    ):
+    with pytest.raises(CorpusError, match=r"'tiny': found 10 tokens; expected at least one window, 11 tokens"):
         Order(0, 10, 1, [SourceStream("big", 1, 1000), SourceStream("tiny", 1, 10)])
 
 
@@ -157,9 +153,7 @@ def test_a_source_of_weight_zero_may_be_short_and_is_never_read() -> None:
 
 
 def test_a_corpus_shorter_than_a_batch_is_refused() -> None:
-    with pytest.raises(
-        CorpusError, match="found 9 windows of 10 tokens; expected at least one batch, 10 windows"
-    ):
+    with pytest.raises(CorpusError, match="found 9 windows of 10 tokens; expected at least one batch, 10 windows"):
         Order(0, 10, 10, [SourceStream("small", 1, 91)])
 
 

@@ -230,7 +230,10 @@ def test_a_ramped_run_sees_each_row_once_and_counts_its_tokens(plan):
     [
         ({"batch_sequences": 16}, "train.batch_sequences 8"),
         ({"seed": 6}, "train.seed 5"),
-        ({"recipe": Recipe(learning_rate=2e-2, warmup_tokens=100, decay_tokens=NUM_STEPS * 64)}, "recipe.learning_rate 0.01"),
+        (
+            {"recipe": Recipe(learning_rate=2e-2, warmup_tokens=100, decay_tokens=NUM_STEPS * 64)},
+            "recipe.learning_rate 0.01",
+        ),
         ({"shape": ModelShape(1, 2, 16, 8, 1000, dropout=0.1)}, "model.n_layer 2"),
     ],
 )

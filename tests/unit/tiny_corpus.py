@@ -62,9 +62,7 @@ def name_of(plan: int) -> str:
     return f"part-{plan}.txt"
 
 
-def _write_plan(
-    folder: Path, plan: int, documents: dict[tuple[str, str], list[np.ndarray]]
-) -> list[ShardEntry]:
+def _write_plan(folder: Path, plan: int, documents: dict[tuple[str, str], list[np.ndarray]]) -> list[ShardEntry]:
     source = source_of(plan)
     entries = [
         _write_shard(folder, plan, split, documents.setdefault((split, source), []))
