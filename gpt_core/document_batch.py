@@ -33,7 +33,7 @@ class ReadingOptions:
         batch_bytes: Text of a batch; a batch ends after the block or file that reaches it.
     """
 
-    max_document_bytes: int = 32 << 20
+    max_document_bytes: int = 8 << 20
     batch_bytes: int = 2 << 20
 
 

@@ -71,7 +71,8 @@ class Storage:
         filesystem, inner = open_filesystem(folder)
         for found in filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True)):
             if found.type == pyarrow.fs.FileType.File:
-                yield found.path[len(inner) :].lstrip("/"), found.size
+                # fsspec's memory file system puts a "/" before every path, others do not
+                yield found.path.lstrip("/")[len(inner.lstrip("/")) :].lstrip("/"), found.size
 
     def open_read(self, path: str) -> BinaryIO:
         """Open a file for reading at any position; read(n) may be called in any size."""

@@ -1,0 +1,143 @@
+"""Promises of gpt_core.source_files: which files are found, and what they are called."""
+
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from gpt_core.errors import CorpusError
+from gpt_core.source_files import SourceSpec, find_files, list_files
+
+NAMES = [
+    "a.txt",
+    "b.jsonl.gz",
+    "c.PARQUET",
+    "notes",
+    "picture.png",
+    ".hidden.txt",
+    "deep/d.md",
+    "deep/.git/e.txt",
+    "deep/er/f.json.zst",
+    "deep/er/test_g.py",
+    "tests/h.txt",
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the files of NAMES, one byte each."""
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    return tmp_path
+
+
+def names(*paths: str | Path, exclude: tuple[str, ...] = ()) -> list[str]:
+    return [file.name for file in list_files(SourceSpec("s", tuple(map(str, paths)), exclude))]
+
+
+def test_a_folder_gives_its_visible_text_and_data_files_by_name(folder: Path) -> None:
+    expected = [
+        "a.txt",
+        "b.jsonl.gz",
+        "c.PARQUET",
+        "deep/d.md",
+        "deep/er/f.json.zst",
+        "deep/er/test_g.py",
+        "tests/h.txt",
+    ]
+
+    assert names(folder) == expected
+    assert find_files(SourceSpec("s", (str(folder),))).num_ignored == len(NAMES) - len(expected)
+
+
+def test_formats_follow_the_suffixes(folder: Path) -> None:
+    found = {file.name: (file.format, file.compression) for file in list_files(SourceSpec("s", (str(folder),)))}
+
+    assert found["a.txt"] == ("text", None)
+    assert found["b.jsonl.gz"] == ("jsonl", "gzip")
+    assert found["c.PARQUET"] == ("parquet", None)
+    assert found["deep/er/f.json.zst"] == ("jsonl", "zstd")
+
+
+@pytest.mark.parametrize(
+    ("glob", "expected"),
+    [
+        ("*", [".hidden.txt", "a.txt", "b.jsonl.gz", "c.PARQUET", "notes", "picture.png"]),
+        ("*.txt", [".hidden.txt", "a.txt"]),
+        ("**/*.txt", [".hidden.txt", "a.txt", "deep/.git/e.txt", "tests/h.txt"]),
+        ("deep/**", [".git/e.txt", "d.md", "er/f.json.zst", "er/test_g.py"]),
+        ("[ab].*", ["a.txt", "b.jsonl.gz"]),
+        ("[!a-z]*", [".hidden.txt"]),
+        ("deep/??/*.py", ["er/test_g.py"]),
+        ("note?", ["notes"]),
+    ],
+)
+def test_globs_match_any_suffix(folder: Path, glob: str, expected: list[str]) -> None:
+    assert names(folder / glob) == expected
+
+
+def test_a_named_file_is_text_whatever_its_suffix(folder: Path) -> None:
+    (file,) = list_files(SourceSpec("s", (str(folder / "notes"),)))
+
+    assert (file.name, file.format, file.num_bytes, file.path) == ("notes", "text", 1, str(folder / "notes"))
+
+
+def test_excludes_match_whole_names_or_last_parts(folder: Path) -> None:
+    assert names(folder, exclude=("deep/**", "*.gz", "h.*")) == ["a.txt", "c.PARQUET"]
+    assert "tests/h.txt" not in names(folder, exclude=("**/tests/**",))
+
+
+def test_several_paths_make_one_source_without_repeats(folder: Path) -> None:
+    assert names(folder / "tests", folder / "deep", folder / "tests" / "h.txt") == [
+        "d.md",
+        "er/f.json.zst",
+        "er/test_g.py",
+        "h.txt",
+    ]
+
+
+def test_two_files_of_one_name_are_refused(folder: Path) -> None:
+    (folder / "tests" / "a.txt").write_bytes(b"y")
+
+    with pytest.raises(CorpusError, match=r"source 's': found two files called a\.txt, under .* and .*tests"):
+        names(folder / "*.txt", folder / "tests")
+
+
+def test_the_standard_library_is_a_source() -> None:
+    files = list_files(SourceSpec("s", ("$STDLIB",), ("site-packages/**", "test/**")))
+
+    assert files[0].root == sysconfig.get_path("stdlib")
+    assert {"argparse.py", "json/decoder.py"} <= {file.name for file in files}
+
+
+def test_home_and_relative_paths_are_understood(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.chdir(folder / "deep")
+
+    assert names("~/tests") == ["h.txt"]
+    assert names("er/test_g.py") == ["test_g.py"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nothing", "found nothing at .*nothing; expected a file, folder or glob"),
+        ("*.nothing", "found no file at .*nothing after exclusions"),
+        ("empty", "found no file at .*empty after exclusions"),
+        ("unknown", "found 2 files, none of a known suffix, at .*unknown"),
+    ],
+)
+def test_a_path_without_files_is_a_clear_error(folder: Path, path: str, message: str) -> None:
+    (folder / "empty").mkdir()
+    (folder / "unknown").mkdir()
+    for name in ("a.png", "b.exe"):
+        (folder / "unknown" / name).touch()
+
+    with pytest.raises(CorpusError, match=f"source 's': {message}"):
+        names(folder / path)
+
+
+def test_excluding_everything_is_a_clear_error(folder: Path) -> None:
+    with pytest.raises(CorpusError, match="after exclusions"):
+        names(folder / "tests", exclude=("*",))

@@ -1,0 +1,89 @@
+"""Promises of gpt_core.storage on local folders and on fsspec's memory file system."""
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt_core.errors import CorpusError
+from gpt_core.storage import Storage, is_url
+
+
+@pytest.fixture(params=["local", "memory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """An empty folder."""
+    return Storage.of(tmp_path if request.param == "local" else f"memory://{secrets.token_hex(4)}")
+
+
+def test_what_was_written_is_read(storage: Storage) -> None:
+    path = storage.join("folder", "file")
+    storage.write_atomically(path, lambda file: file.write(b"0123456789"))
+
+    assert storage.exists(path)
+    assert storage.is_file(path)
+    assert not storage.is_file(storage.join("folder"))
+    assert storage.num_bytes(path) == 10
+    with storage.open_read(path) as file:
+        assert file.read(3) == b"012"
+        file.seek(7)
+        assert file.read() == b"789"
+
+
+def test_writing_again_replaces(storage: Storage) -> None:
+    for content in (b"old and long", b"new"):
+        storage.write_atomically(storage.join("file"), lambda file, content=content: file.write(content))
+
+    with storage.open_read(storage.join("file")) as file:
+        assert file.read() == b"new"
+
+
+def test_a_failed_write_leaves_what_was_there_and_nothing_else(storage: Storage) -> None:
+    def fail(file: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    storage.write_atomically(storage.join("file"), lambda file: file.write(b"old"))
+    with pytest.raises(OSError, match="No space left"):
+        storage.write_atomically(storage.join("file"), fail)
+
+    assert list(storage.list_files(storage.root)) == [("file", 3)]
+
+
+def test_listing_walks_all_folders(storage: Storage) -> None:
+    for name in ("b", "a/b", "a/c/d"):
+        storage.write_atomically(storage.join(*name.split("/")), lambda file: file.write(b"x"))
+
+    assert sorted(storage.list_files(storage.root)) == [("a/b", 1), ("a/c/d", 1), ("b", 1)]
+
+
+def test_removing_what_is_not_there_is_no_error(storage: Storage) -> None:
+    path = storage.join("file")
+    storage.remove(path)
+    storage.write_atomically(path, lambda file: file.write(b"x"))
+    storage.remove(path)
+
+    assert not storage.exists(path)
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    storage, seen = Storage.of(tmp_path), []
+
+    def write(file: Any) -> None:
+        file.write(b"x" * 1_000_000)
+        seen.append(storage.exists(storage.join("file")))
+
+    storage.write_atomically(storage.join("file"), write)
+
+    assert seen == [False]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_unknown_scheme_is_a_clear_error() -> None:
+    with pytest.raises(CorpusError, match=r"nosuch://: found .*; expected a scheme that pyarrow or fsspec can open"):
+        Storage.of("nosuch://bucket").exists("nosuch://bucket/x")
+
+
+@pytest.mark.parametrize(("place", "expected"), [("s3://a/b", True), ("/a/b", False), ("a", False)])
+def test_urls_are_told_from_paths(place: str, expected: bool) -> None:
+    assert is_url(place) is expected

@@ -1,0 +1,83 @@
+"""Promises of the data path on S3, against a real S3 server on loopback."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.fs
+import pytest
+
+from gpt_core import storage as storage_module
+from gpt_core.shard_plan import plan_shards
+from gpt_core.source_files import SourceSpec, list_files
+from gpt_core.storage import Storage
+from gpt_core.tokenize_shard import ShardTokenizer, TokenizeOptions
+
+server = pytest.importorskip("moto.server", reason="pip install 'moto[server]' to test S3")
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URL of an empty bucket on a server of this process."""
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        storage_module._filesystem.cache_clear()
+        filesystem, _ = storage_module.open_filesystem("s3://corpora")
+        assert isinstance(filesystem, pyarrow.fs.S3FileSystem)
+        pyarrow.fs.S3FileSystem(endpoint_override=f"http://{host}:{port}", allow_bucket_creation=True).create_dir(
+            "corpora"
+        )
+        yield "s3://corpora"
+        storage_module._filesystem.cache_clear()
+    running.stop()
+
+
+def test_objects_are_written_whole_listed_and_read_in_parts(bucket: str) -> None:
+    storage = Storage.of(f"{bucket}/basic")
+    content = bytes(range(256)) * 100_000
+    storage.write_atomically(storage.join("a", "b"), lambda file: file.write(content))
+
+    assert list(storage.list_files(storage.root)) == [("a/b", len(content))]
+    assert storage.exists(storage.join("a", "b"))
+    assert not storage.exists(storage.join("a", "c"))
+    assert storage.num_bytes(storage.join("a", "b")) == len(content)
+    with storage.open_read(storage.join("a", "b")) as file:
+        file.seek(20_000_001)
+        assert file.read(5) == bytes([1, 2, 3, 4, 5])
+
+
+def test_a_failed_write_makes_no_object(bucket: str) -> None:
+    storage = Storage.of(f"{bucket}/failed")
+    with pytest.raises(ZeroDivisionError):
+        storage.write_atomically(storage.join("a"), lambda file: file.write(b"x") / 0)
+
+    assert not storage.exists(storage.join("a"))
+
+
+def test_shards_from_and_to_s3_are_those_from_and_to_a_disk(bucket: str, tmp_path: Path) -> None:
+    texts = [f"text {number} of several\n" for number in range(500)]
+    content = "\n".join([*(json.dumps({"text": text}) for text in texts), "broken"]).encode()
+    Storage.of(tmp_path).write_atomically(f"{tmp_path}/in/a.jsonl", lambda file: file.write(content))
+    Storage.of(bucket).write_atomically(f"{bucket}/in/a.jsonl", lambda file: file.write(content))
+
+    written = []
+    for place in (str(tmp_path), bucket):
+        plans = plan_shards(list_files(SourceSpec("s", (f"{place}/in/*.jsonl",))), 10_000)
+        worker = ShardTokenizer(TokenizeOptions(f"{place}/out", backend="tiktoken", validation_fraction=0.2))
+        rows = [worker(plan) for plan in plans]
+        storage = Storage.of(f"{place}/out")
+        files = {}
+        for name, _ in storage.list_files(storage.root):
+            with storage.open_read(storage.join(name)) as file:
+                files[name] = file.read()
+        written.append((plans.fingerprint, rows, files))
+
+    assert written[0] == written[1]
+    assert len(written[0][2]) == 5
