@@ -139,6 +139,8 @@ class TokenizeSettings(Settings):
     """Input bytes a shard, before tokenizing (compressed bytes of compressed files)."""
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of documents held out as the validation split, chosen by a hash of each document's text."""
+    validation_tail: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each document's end held out instead: for a corpus of few long texts, such as one book."""
     split_seed: Index = 0
     """Seed of the hash that chooses the held-out documents."""
     max_document_bytes: Count = 33_554_432
@@ -152,6 +154,8 @@ class TokenizeSettings(Settings):
         if bool(self.input) == bool(self.sources):
             found = "both" if self.input else "neither"
             raise ValueError(f"{found} of input and sources given; give one of them")
+        if self.validation_fraction and self.validation_tail:
+            raise ValueError("validation_fraction and validation_tail both given; hold out documents or their ends")
         names = [source.name for source in self.sources]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"source name {twice[0]!r} given {names.count(twice[0])} times; names are unique")
