@@ -56,8 +56,8 @@ def _need(value: object, path: str) -> Need | None:
             cpus = value.min_actors * value.cpus_per_actor
             return Need(f"{path}.min_actors x {path}.cpus_per_actor", cpus, 0, value.cpus_per_actor)
         case TrainSettings():
-            gpus = value.num_workers if value.device == "gpu" else 0
-            cpus = value.num_workers * value.threads_per_worker
+            gpus = value.fewest_workers if value.device == "gpu" else 0
+            cpus = value.fewest_workers * value.threads_per_worker
             return Need(f"{path}.num_workers x {path}.threads_per_worker", cpus, gpus, value.threads_per_worker)
         case EngineSettings():
             gpus = value.num_replicas if value.device == "gpu" else 0

@@ -7,6 +7,8 @@ Every job module enters through :func:`connect`. Errors that cross Ray come back
 import contextlib
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,7 +77,8 @@ def connect(settings: ClusterSettings) -> Iterator[Cluster]:
     import ray
 
     quiet_libraries()
-    _start(settings, address)
+    with _sigterm_kept():
+        _start(settings, address)
     try:
         if address:
             wait_for_nodes(settings)
@@ -144,6 +147,17 @@ def _start(settings: ClusterSettings, address: str | None) -> None:
 
 
 @contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Put back what SIGTERM does in this process: Ray makes it an exit without a word, code 15."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def _native_code_silenced() -> Iterator[None]:
     """Send what native code prints on standard error nowhere; what goes wrong comes as an exception."""
     kept = os.dup(2)
@@ -158,12 +172,10 @@ def _native_code_silenced() -> Iterator[None]:
 
 def cause_of(error: BaseException) -> HerdError:
     """Return the first error of this project inside Ray's wrappers, else a RunFailedError that names the innermost."""
-    innermost: BaseException = error
-    for inner in _inside(error):
-        # Ray's own copies of an error are of both classes and have their text changed.
-        if isinstance(inner, HerdError) and not hasattr(inner, "as_instanceof_cause"):
-            return inner
-        innermost = inner
+    own = own_error_in(error)
+    if own is not None:
+        return own
+    *_, innermost = _inside(error)
     text = str(innermost).strip().splitlines()
     return RunFailedError(
         type(innermost).__name__,
@@ -171,6 +183,15 @@ def cause_of(error: BaseException) -> HerdError:
         "a job that runs to its end",
         "run with --traceback for the whole story; a rerun continues where this one stopped",
     )
+
+
+def own_error_in(error: BaseException) -> HerdError | None:
+    """Return the first error of this project inside Ray's wrappers, None where there is none."""
+    for inner in _inside(error):
+        # Ray's own copies of an error are of both classes and have their text changed.
+        if isinstance(inner, HerdError) and not hasattr(inner, "as_instanceof_cause"):
+            return inner
+    return None
 
 
 def _inside(error: BaseException) -> Iterator[BaseException]:

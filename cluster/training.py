@@ -1,39 +1,32 @@
 """`herd pretrain`: the training loop of ``gpt_core`` on the workers of Ray Train.
 
-Ray Train places the workers, connects them, and starts them again when one is lost; the loop
-finds its own newest whole checkpoint. Rank 0 writes metrics to a journal in the run's folder and
+Ray Train places the workers and connects them, ``cluster.fitting`` starts them again when one is
+lost, and the loop finds its own newest whole checkpoint. Rank 0 writes metrics to a journal in the run's folder and
 the driver carries them to MLflow.
 """
 
 import contextlib
-import shutil
-import threading
-import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cluster.fitting import STOP, Fitting
 from cluster.journal import Journal, Tail
-from cluster.progress import Meter, meter, say
+from cluster.progress import Meter, meter
 from cluster.record_book import Run
-from cluster.session import Cluster, quiet_libraries
+from cluster.session import Cluster
 from gpt_core import checkpoint, manifest
 from gpt_core.checkpoint import Description
+from gpt_core.errors import ResourceError
 from gpt_core.manifest import Manifest
 from gpt_core.schedule import Recipe
 from gpt_core.settings import PretrainSettings
-from gpt_core.training_plan import TrainingPlan, check_resume, check_vocabulary
+from gpt_core.sole_writer import sole_writer
+from gpt_core.training_plan import TrainingPlan, allowed_ranks, check_resume, check_vocabulary
 
 METRICS = "metrics.jsonl"
-_STOP = ".stop"
-_RAY_FOLDER = ".ray"
-_POLL_SECONDS = 0.5
-_STOP_SECONDS = 60.0
-# Big tensors on the heap instead of fresh pages for each: measured 1.5 times the steps of GPT-2 124M on CPU.
-_CPU_ALLOCATOR = (
-    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:"
-    "glibc.malloc.top_pad=268435456"
-)
+_LOCK = ".job"
+_LOCK_PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +82,7 @@ def resolve(settings: PretrainSettings) -> Inputs:
         precision=train.precision,
         num_threads=train.threads_per_worker,
         checkpoint_every_steps=train.checkpoint_every_steps,
+        checkpoint_every_seconds=train.checkpoint_every_seconds,
         keep_checkpoints=train.keep_checkpoints,
         evaluate_every_steps=train.evaluate_every_steps,
         evaluate_sequences=train.evaluate_sequences,
@@ -111,82 +105,24 @@ def finished(settings: PretrainSettings, inputs: Inputs) -> Trained | None:
 def perform(settings: PretrainSettings, inputs: Inputs, cluster: Cluster, run: Run) -> Trained:
     """Train to the plan's last step, through failures, and return what was made."""
     train = settings.train
-    cluster.require_cpus(train.num_workers * train.threads_per_worker, "train.num_workers x train.threads_per_worker")
-    uses_gpus = train.device == "gpu" or (train.device == "auto" and cluster.num_gpus >= train.num_workers)
+    cluster.require_cpus(
+        train.fewest_workers * train.threads_per_worker, "train.num_workers x train.threads_per_worker"
+    )
+    uses_gpus = train.device == "gpu" or (train.device == "auto" and cluster.num_gpus >= train.fewest_workers)
     plan = replace(inputs.plan, device="gpu" if uses_gpus else "cpu")
+    counts = allowed_ranks(plan, train.fewest_workers, train.most_workers)
     output = Path(settings.output)
     run.log_dataset(
         "corpus/train", inputs.corpus.root_digest, settings.corpus, context="training",
         profile={"num_tokens": inputs.corpus.splits["train"].num_tokens},
     )  # fmt: skip
     run.follow(output / METRICS)
-    (output / _STOP).unlink(missing_ok=True)
-    fitting = _Fitting(plan, train.num_workers, train.max_failures)
-    with meter("pretrain", plan.num_steps, "steps") as shown:
-        fitting.wait(output, shown)
+    with sole_writer(output, _LOCK, _LOCK_PATIENCE_SECONDS), meter("pretrain", plan.num_steps, "steps") as shown:
+        followed = _Followed(output / METRICS, shown)
+        Fitting(plan, _work, counts, train.max_failures, followed.show).run()
     trained = _summary(settings.output)
     _record(run, settings.output, trained)
     return trained
-
-
-class _Fitting:
-    """Ray Train at work in a thread of its own: it would take over Ctrl-C in the main one."""
-
-    def __init__(self, plan: TrainingPlan, num_workers: int, max_failures: int) -> None:
-        self._trainer = _trainer(plan, num_workers, max_failures)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
-
-    def wait(self, output: Path, shown: Meter) -> None:
-        """Show progress until training ends; Ctrl-C asks the workers for a last checkpoint first."""
-        followed = _Followed(output / METRICS, shown)
-        self._thread.start()
-        try:
-            while self._thread.is_alive():
-                self._thread.join(_POLL_SECONDS)
-                followed.show()
-        except KeyboardInterrupt:
-            say("pretrain: stopping after this step; a checkpoint is being written")
-            (output / _STOP).touch()
-            self._thread.join(_STOP_SECONDS)
-            raise
-        if self._error is not None:
-            raise self._error
-
-    def _fit(self) -> None:
-        try:
-            self._trainer.fit()
-        except BaseException as error:  # handed to the main thread
-            self._error = error
-        finally:
-            shutil.rmtree(Path(self._trainer.run_config.storage_path), ignore_errors=True)
-
-
-def _trainer(plan: TrainingPlan, num_workers: int, max_failures: int) -> Any:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    quiet_libraries()
-    threads = str(plan.num_threads)
-    variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    if plan.device == "cpu":
-        variables["GLIBC_TUNABLES"] = _CPU_ALLOCATOR
-    return TorchTrainer(
-        _work,
-        train_loop_config={"plan": plan.to_dict()},
-        scaling_config=ScalingConfig(
-            num_workers=num_workers,
-            use_gpu=plan.device == "gpu",
-            resources_per_worker={"CPU": plan.num_threads, **({"GPU": 1} if plan.device == "gpu" else {})},
-        ),
-        run_config=RunConfig(
-            # A name of its own: Ray would resume one that it knows from its own record, and we do from ours.
-            name=uuid.uuid4().hex,
-            storage_path=str(Path(plan.output) / _RAY_FOLDER),
-            failure_config=FailureConfig(max_failures=max_failures),
-            worker_runtime_env={"env_vars": variables},
-        ),
-    )
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -207,12 +143,22 @@ class _Reporter:
     """Takes what the loop observes: metrics to the journal on rank 0, the driver's wish to stop to all."""
 
     def __init__(self, output: Path, rank: int) -> None:
-        self._journal = Journal(output / METRICS) if rank == 0 else None
-        self._stop = output / _STOP
+        self._path = output / METRICS if rank == 0 else None
+        self._journal: Journal | None = None
+        self._stop = output / STOP
 
     def on_metrics(self, step: int, tokens: int, metrics: dict[str, float]) -> None:
-        if self._journal is not None:
+        if self._path is None:
+            return
+        try:
+            # Opened as late as here, where no earlier worker can be at it any more.
+            self._journal = self._journal or Journal(self._path)
             self._journal.append_metrics(metrics, step=step, tokens=tokens)
+        except OSError as error:
+            found = error.strerror or str(error)
+            raise ResourceError(
+                str(self._path), found, "a journal with room to write", "free space and run it again"
+            ) from error
 
     def on_checkpoint(self, path: Path, step: int, metrics: dict[str, float]) -> None:  # noqa: ARG002
         if self._journal is not None:

@@ -33,6 +33,7 @@ OPTIMIZER = "optimizer.safetensors"
 DESCRIPTION = "checkpoint.json"
 _PREFIX = "step-"
 _ASIDE = "aside-"
+_DAMAGED = "damaged-"
 _REMEDY = "restore it from a copy, or delete the folder so that the one before it is used"
 _SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
@@ -163,6 +164,20 @@ def path_of(run_folder: Path | str, step: int) -> Path:
 def list_paths(run_folder: Path | str) -> list[Path]:
     """Return the checkpoint folders of a run by rising step, whole or not."""
     return sorted((Path(run_folder) / CHECKPOINTS).glob(f"{_PREFIX}*"))
+
+
+def set_aside_after(run_folder: Path | str, step: int) -> list[Path]:
+    """Rename the checkpoints of later steps, which a resume has passed over, to damaged-step-...; return them.
+
+    Left where they are they would count among the newest, and pruning would delete whole ones instead.
+    """
+    doomed = [path for path in list_paths(run_folder) if path.name > path_of(run_folder, step).name]
+    renamed = []
+    for path in doomed:
+        target = path.with_name(f"{_DAMAGED}{path.name}")
+        shutil.rmtree(target, ignore_errors=True)
+        renamed.append(path.rename(target))
+    return renamed
 
 
 def read_description(path: Path | str) -> Description:

@@ -10,7 +10,7 @@ import os
 from dataclasses import replace
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from gpt_core.presets import PRESETS, ModelShape
 
@@ -29,6 +29,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Place = Annotated[str, AfterValidator(absolute)]
 Places = Annotated[tuple[Place, ...], Field(strict=False)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
+# A flag of a setting that may be a list hands over a list, also of one number.
+CountOrRange = Annotated[
+    Count | Annotated[tuple[Count, Count], Field(strict=False)],
+    BeforeValidator(lambda value: value[0] if isinstance(value, list | tuple) and len(value) == 1 else value),
+]
 PresetName = Literal[
     "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl",
     "gpt3-small", "gpt3-medium", "gpt3-large", "gpt3-xl",
@@ -234,8 +239,9 @@ class TrainSettings(Settings):
     """Sequences of an optimizer step, over all workers."""
     micro_batch_sequences: Count = 4
     """Sequences of one forward and backward; with batch_sequences it fixes the order of every sum."""
-    num_workers: Count = 1
-    """Data-parallel workers: a power of two; results do not depend on it."""
+    num_workers: CountOrRange = 1
+    """Data-parallel workers: a power of two; or [MIN, MAX], as many as the cluster's nodes have room for at the time.
+    Results do not depend on it."""
     threads_per_worker: Count = 1
     """CPU threads of a worker; recorded, since CPU kernels may depend on it."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -250,8 +256,10 @@ class TrainSettings(Settings):
     """Steps between evaluations on the held-out split; null evaluates at the end only."""
     evaluate_sequences: Count = 64
     """Windows of the held-out split used by each of these evaluations."""
-    checkpoint_every_steps: Count = 100
-    """Steps between checkpoints."""
+    checkpoint_every_steps: Count | None = 100
+    """Steps between checkpoints; null writes none by steps but the last."""
+    checkpoint_every_seconds: Positive | None = None
+    """Seconds after which a checkpoint is written besides; null is none."""
     keep_checkpoints: Count = 2
     """Newest checkpoints kept; the best by held-out loss is kept besides."""
     ramp_start_sequences: Count | None = None
@@ -263,7 +271,17 @@ class TrainSettings(Settings):
     compiled: bool = False
     """Compile the model: about half a minute once, worth it for long runs."""
     max_failures: Index = 3
-    """Worker or node failures survived before the job gives up."""
+    """Losses of workers or nodes survived in a row without a new checkpoint between them."""
+
+    @property
+    def fewest_workers(self) -> int:
+        """The least number of workers to train on."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """The largest number of workers to train on."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
     @model_validator(mode="after")
     def _batch_plan(self) -> Self:
@@ -277,17 +295,29 @@ class TrainSettings(Settings):
             raise ValueError(
                 f"batch_sequences / micro_batch_sequences is {micro_batches}; exact reduction needs a power of two"
             )
-        if self.reduction == "exact" and self.num_workers & (self.num_workers - 1):
-            below = 1 << (self.num_workers.bit_length() - 1)
+        fewest, most = self.fewest_workers, self.most_workers
+        if any(self._works_with(count, micro_batches) for count in range(fewest, most + 1)):
+            return self
+        if fewest > most:
+            raise ValueError(f"num_workers {[fewest, most]} has its largest number first; expected [MIN, MAX]")
+        if self.reduction == "exact" and (fewest < most or most & (most - 1)):
+            below = 1 << (most.bit_length() - 1)
             raise ValueError(
-                f"num_workers {self.num_workers} is no power of two, which exact reduction needs; "
+                f"num_workers {self._workers_in_words} is no power of two, which exact reduction needs; "
                 f"take {below} or {2 * below}, or reduction fast"
             )
-        if micro_batches % self.num_workers:
-            raise ValueError(
-                f"num_workers {self.num_workers} does not divide the {micro_batches} micro-batches of a step"
-            )
-        return self
+        raise ValueError(
+            f"num_workers {self._workers_in_words} does not divide the {micro_batches} micro-batches of a step"
+        )
+
+    def _works_with(self, num_workers: int, micro_batches: int) -> bool:
+        fits_tree = self.reduction == "fast" or not num_workers & (num_workers - 1)
+        return fits_tree and micro_batches % num_workers == 0
+
+    @property
+    def _workers_in_words(self) -> str:
+        fewest, most = self.fewest_workers, self.most_workers
+        return str(most) if fewest == most else f"{fewest} to {most}"
 
 
 class PretrainSettings(Settings):

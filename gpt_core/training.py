@@ -10,7 +10,7 @@ import resource
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +30,7 @@ from gpt_core.precision import choose_dtype, peak_flops
 from gpt_core.prefetch import Prefetcher
 from gpt_core.reduction import Ranks
 from gpt_core.schedule import learning_rate_share
+from gpt_core.sole_writer import sole_writer
 from gpt_core.training_plan import TrainingPlan, check_ranks, check_resume, check_vocabulary
 
 Metrics = dict[str, float]
@@ -37,6 +38,10 @@ Metrics = dict[str, float]
 # A loss is smoothed over about 50 steps; a spike is looked for once the mean means something.
 SMOOTHING = 0.98
 STEPS_BEFORE_SPIKES = 50
+
+# A worker outlives its killed driver by about two seconds, or by a checkpoint under way.
+LOCK = ".writer"
+LOCK_PATIENCE_SECONDS = 60.0
 
 
 class Observer(Protocol):
@@ -86,17 +91,21 @@ def train(plan: TrainingPlan, ranks: Ranks | None = None, observer: Observer | N
     """Train to the plan's end, from the newest whole checkpoint of its output folder if there is one.
 
     Sets this process's torch threads and, with dropout, reseeds torch's generator each micro-batch.
-    Writes checkpoints under ``plan.output`` on rank 0, each atomically.
+    Writes checkpoints under ``plan.output`` on rank 0, each atomically; while it does, no other
+    process can train there.
 
     Raises:
+        ResourceError: Another process trains in the output folder and does not end.
         SettingsError: The plan does not fit the corpus or the ranks.
         CorpusError: The corpus is absent, damaged, or smaller than a batch.
         CheckpointError: The output folder holds another run, or cannot be written.
         RunFailedError: The loss spiked or is no number; names the step, rows and last checkpoint.
     """
     run = Run(plan, ranks or Ranks(), observer or Silence())
-    run.resume()
-    return run.finish()
+    alone = sole_writer(plan.output, LOCK, LOCK_PATIENCE_SECONDS) if run.ranks.rank == 0 else nullcontext()
+    with alone:
+        run.resume()
+        return run.finish()
 
 
 def replay(run_folder: str, step: int, ranks: Ranks | None = None, corpus: str | None = None) -> StepReport:
@@ -149,10 +158,13 @@ class Run:
         self.total_tokens = plan.tokens_after(plan.num_steps)
         self.tokens = 0
         self.metrics: Metrics = {}
+        self._next_checkpoint_seconds = time.monotonic() + (plan.checkpoint_every_seconds or math.inf)
 
     def resume(self, before: int | None = None) -> None:
         """Take up the newest whole checkpoint (of a step below ``before``), or begin at step 0."""
         path = self._agreed_path(before)
+        if before is None and self.ranks.rank == 0:
+            checkpoint.set_aside_after(self.plan.output, _step_of(path))
         if path is None:
             self.learner.initialise()
             return
@@ -222,7 +234,7 @@ class Run:
             self.metrics["validation_loss"] = self.validation_loss()
         self.observer.on_metrics(self.learner.step, self.tokens, dict(self.metrics))
         self.writer.poll()
-        if self.plan.checkpoint_every_steps and self._is_due(self.plan.checkpoint_every_steps):
+        if self._checkpoint_is_due():
             self._checkpoint()
         return report.stop_votes > 0
 
@@ -288,7 +300,13 @@ class Run:
         step = self.learner.step
         return step == self.plan.num_steps or (every_steps is not None and step % every_steps == 0)
 
+    def _checkpoint_is_due(self) -> bool:
+        # By the clock rank 0 alone decides, which alone writes; no result depends on when.
+        by_steps = self.plan.checkpoint_every_steps is not None and self._is_due(self.plan.checkpoint_every_steps)
+        return by_steps or time.monotonic() >= self._next_checkpoint_seconds
+
     def _checkpoint(self) -> None:
+        self._next_checkpoint_seconds = time.monotonic() + (self.plan.checkpoint_every_seconds or math.inf)
         if self.ranks.rank != 0:
             self.writer.last_step = self.learner.step
             return
@@ -361,6 +379,10 @@ class Run:
         windows = held_out.windows(cells, self.plan.window_tokens)
         held_out.close()
         return windows
+
+
+def _step_of(path: Path | None) -> int:
+    return checkpoint.read_description(path).step if path else 0
 
 
 def _choose_device(plan: TrainingPlan) -> torch.device:

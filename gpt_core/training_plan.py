@@ -43,6 +43,8 @@ class TrainingPlan:
     num_threads: int = 1
     checkpoint_every_steps: int | None = None
     """Steps between checkpoints; None = at the end only."""
+    checkpoint_every_seconds: float | None = None
+    """Seconds after which a checkpoint is written besides; None = none."""
     keep_checkpoints: int = 2
     evaluate_every_steps: int | None = None
     """Steps between evaluations on the validation split; None = at the end only."""
@@ -133,6 +135,26 @@ def check_ranks(plan: TrainingPlan, num_ranks: int) -> None:
     """
     check_batch_plan(plan.ramp.micro_batches_at(0), num_ranks, plan.reduction)
     check_batch_plan(plan.num_micro_batches, num_ranks, plan.reduction)
+
+
+def allowed_ranks(plan: TrainingPlan, fewest: int, most: int) -> list[int]:
+    """Return the numbers of ranks from fewest to most that the plan can run on, rising.
+
+    Raises:
+        SettingsError: There is none; names what keeps the largest from working.
+    """
+    allowed = []
+    refusal: SettingsError | None = None
+    for num_ranks in range(fewest, most + 1):
+        try:
+            check_ranks(plan, num_ranks)
+        except SettingsError as error:
+            refusal = error
+        else:
+            allowed.append(num_ranks)
+    if not allowed and refusal is not None:
+        raise refusal
+    return allowed
 
 
 def check_vocabulary(shape: ModelShape, tokenizer_name: str, vocabulary_size: int) -> None:

@@ -4,7 +4,8 @@ A job is a module with a docstring, whose first line describes it, ``SETTINGS``,
 model, and ``main(settings)``, whose result is printed as the summary; or one with
 ``command(words)``, which reads the words itself and returns the exit code. This module
 finds the job, loads its settings, runs it, and turns what goes wrong into one clear message
-and an exit code: 0 done, 1 failed, 2 a mistake the user can mend, 130 interrupted.
+and an exit code: 0 done, 1 failed, 2 a mistake the user can mend, 130 interrupted (Ctrl-C),
+143 terminated (SIGTERM: what a preempted machine sends, handled as Ctrl-C is).
 """
 
 import ast
@@ -13,8 +14,12 @@ import importlib
 import importlib.metadata
 import os
 import select
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -41,13 +46,20 @@ _MODULES = {
 }
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; whoever cleans up after Ctrl-C cleans up after it."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a job and return its exit code; results go to stdout, errors to stderr."""
     words = sys.argv[1:] if argv is None else argv
     argv = [word for word in words if word != "--traceback"]
     try:
-        exit_code = _dispatch(argv)
+        with _sigterm_as_interrupt():
+            exit_code = _dispatch(argv)
         sys.stdout.flush()
+    except Terminated:
+        return _fail(f"terminated: {_program(argv)} stopped; run the same command again to continue", 143)
     except KeyboardInterrupt:
         return _fail(f"interrupted: {_program(argv)} stopped; run the same command again to continue", 130)
     except HerdError as error:
@@ -57,6 +69,22 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         return _unforeseen(error, argv, show_traceback=argv != words)
     return exit_code
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_module(file: str) -> None:

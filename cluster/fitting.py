@@ -1,0 +1,221 @@
+"""Ray Train at work until the plan's last step: workers lost, nodes that come and go, wishes to stop.
+
+One start of Ray Train trains on a fixed number of workers; the loop here starts it again, on as many
+as then fit, after each loss and when nodes have joined. Ray Train's own retries and elastic resizing
+are not used: they take numbers of workers that exact sums cannot (3, 5, ...), they resize by killing,
+which loses the steps since the last checkpoint, and they try errors of the user again.
+"""
+
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.capacity import Worker, draining_nodes, num_fitting
+from cluster.progress import say
+from cluster.session import cause_of, own_error_in, quiet_libraries
+from gpt_core import checkpoint
+from gpt_core.errors import ResourceError
+from gpt_core.training_plan import TrainingPlan
+
+STOP = ".stop"
+_RAY_FOLDER = ".ray"
+_POLL_SECONDS = 0.5
+_STOP_SECONDS = 60.0
+_RESIZE_POLL_SECONDS = 3.0
+# What a dead group held is free again after a moment; a node may be on its way.
+_SETTLE_SECONDS = 5.0
+_NODE_SECONDS = 600.0
+# Big tensors on the heap instead of fresh pages for each: measured 1.5 times the steps of GPT-2 124M on CPU.
+_CPU_ALLOCATOR = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:"
+    "glibc.malloc.top_pad=268435456"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """One training run on Ray Train.
+
+    Attributes:
+        plan: What to train.
+        work: Called by Ray Train in each worker with {"plan": ...}.
+        counts: Numbers of workers it may run on, rising.
+        max_failures: Losses of workers survived in a row without a new checkpoint between them.
+        show: Called every half second, to show progress.
+    """
+
+    plan: TrainingPlan
+    work: Callable[[dict[str, Any]], None]
+    counts: list[int]
+    max_failures: int
+    show: Callable[[], None]
+
+    @property
+    def worker(self) -> Worker:
+        """What each worker takes of a node."""
+        return Worker(self.plan.num_threads, int(self.plan.device == "gpu"))
+
+    @property
+    def output(self) -> Path:
+        """The run's folder."""
+        return Path(self.plan.output)
+
+    def run(self) -> None:
+        """Train to the plan's last step.
+
+        Raises:
+            HerdError: The workers' own, at once; ResourceError where no number of workers fits for
+                ten minutes.
+            Exception: Ray's, once more than max_failures workers were lost without progress.
+        """
+        shutil.rmtree(self.output / _RAY_FOLDER, ignore_errors=True)  # of a driver that was killed
+        failures, step, before = 0, _newest_step(self.output), 0
+        while True:
+            count = self._count_now(before)
+            if before and count != before:
+                say(f"pretrain: going on with {count} workers instead of {before}")
+            before = count
+            error = _Group(self, count).wait()
+            if error is None and _newest_step(self.output) >= self.plan.num_steps:
+                return
+            failures, step = (0, reached) if (reached := _newest_step(self.output)) > step else (failures, step)
+            if error is not None:
+                failures += 1
+                self._report(error, failures)
+
+    def _report(self, error: BaseException, failures: int) -> None:
+        """Say what was lost, or raise where starting again would not help."""
+        own = own_error_in(error)
+        if own is not None:
+            raise own from error
+        if failures > self.max_failures:
+            raise error
+        found = cause_of(error)
+        newest = _newest_step(self.output)
+        say(
+            f"pretrain: lost workers ({_first_sentence(found.found)}); starting again from step {newest} "
+            f"(failure {failures} of {self.max_failures} without progress)"
+        )
+
+    def _count_now(self, before: int) -> int:
+        """Return the largest allowed number of workers that fits now; waits where none does.
+
+        Args:
+            before: Workers of the group that ended just now, 0 at the start.
+        """
+        if len(self.counts) == 1:  # Ray waits for the nodes, and an autoscaler sees what it waits for
+            return self.counts[0]
+        begun, said = time.monotonic(), False
+        while True:
+            fits = num_fitting(self.worker, probe=before > 0)
+            count = max((count for count in self.counts if count <= fits), default=0)
+            waited = time.monotonic() - begun
+            if count and (count >= before or waited > _SETTLE_SECONDS):
+                return count
+            if waited > _NODE_SECONDS:
+                raise ResourceError(
+                    "train.num_workers",
+                    f"room for {fits} workers",
+                    f"room for {self.counts[0]}",
+                    "add nodes and run it again; it goes on from its newest checkpoint",
+                )
+            if waited > _SETTLE_SECONDS and not said:
+                say(f"pretrain: waiting for room for {self.counts[0]} workers; there is room for {fits}")
+                said = True
+            time.sleep(_POLL_SECONDS)
+
+
+class _Group:
+    """One start of Ray Train, in a thread of its own: it would take over Ctrl-C in the main one."""
+
+    def __init__(self, fitting: Fitting, count: int) -> None:
+        self._fitting, self._count = fitting, count
+        self._stop = fitting.output / STOP
+        self._trainer = _trainer(fitting, count)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
+        self._next_look_seconds = time.monotonic() + _RESIZE_POLL_SECONDS
+        self._leaving = draining_nodes()
+
+    def wait(self) -> BaseException | None:
+        """Wait until the workers end and return their error, if any; Ctrl-C asks for a last checkpoint first."""
+        self._stop.unlink(missing_ok=True)
+        self._thread.start()
+        try:
+            while self._thread.is_alive():
+                self._thread.join(_POLL_SECONDS)
+                self._fitting.show()
+                self._resize_if_better()
+        except KeyboardInterrupt:
+            say("pretrain: stopping after this step; a checkpoint is being written")
+            self._stop.touch()
+            self._thread.join(_STOP_SECONDS)
+            raise
+        return self._error
+
+    def _resize_if_better(self) -> None:
+        """Ask the workers to checkpoint and end where a node is leaving, or more of them would fit."""
+        if time.monotonic() < self._next_look_seconds or self._stop.exists() or not self._thread.is_alive():
+            return
+        self._next_look_seconds = time.monotonic() + _RESIZE_POLL_SECONDS
+        if draining_nodes() - self._leaving:  # Ray places nothing on those it knew before
+            say("pretrain: a node is leaving; writing a checkpoint and starting again on the others")
+            self._stop.touch()
+        elif self._more_fit():
+            self._stop.touch()
+
+    def _more_fit(self) -> bool:
+        if self._count == self._fitting.counts[-1]:
+            return False
+        fits = self._count + num_fitting(self._fitting.worker, probe=False)
+        return max(count for count in self._fitting.counts if count <= fits) > self._count
+
+    def _fit(self) -> None:
+        try:
+            self._trainer.fit()
+        except BaseException as error:  # handed to the main thread
+            self._error = error
+        finally:
+            shutil.rmtree(Path(self._trainer.run_config.storage_path), ignore_errors=True)
+
+
+def _trainer(fitting: Fitting, count: int) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    quiet_libraries()
+    plan, worker = fitting.plan, fitting.worker
+    threads = str(plan.num_threads)
+    variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    if plan.device == "cpu":
+        variables["GLIBC_TUNABLES"] = _CPU_ALLOCATOR
+    return TorchTrainer(
+        fitting.work,
+        train_loop_config={"plan": plan.to_dict()},
+        scaling_config=ScalingConfig(
+            num_workers=count,
+            use_gpu=worker.gpus > 0,
+            resources_per_worker=worker.resources,
+        ),
+        run_config=RunConfig(
+            # A name of its own: Ray would resume one that it knows from its own record, and we do from ours.
+            name=uuid.uuid4().hex,
+            storage_path=str(fitting.output / _RAY_FOLDER),
+            failure_config=FailureConfig(max_failures=0),
+            worker_runtime_env={"env_vars": variables},
+        ),
+    )
+
+
+def _first_sentence(text: str) -> str:
+    return text.partition(". ")[0].rstrip(".")[:200]
+
+
+def _newest_step(output: Path) -> int:
+    paths = checkpoint.list_paths(output)
+    return int(paths[-1].name.rpartition("-")[2]) if paths else 0
