@@ -7,8 +7,10 @@ calls them through a handle and starts no HTTP server at all.
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from cluster.cpu_allocator import GLIBC_TUNABLES
 from cluster.replica_scaling import SAMPLES, replica_options
 from cluster.session import Cluster, quiet_libraries
 from gpt_core.generation import GenerationRequest, TokenEvent
@@ -23,6 +25,7 @@ QUIET_LOGGING = {"log_level": "ERROR", "enable_access_log": False}
 # Ray Serve's router collapses when callers hold more calls in flight than this (its default is 5);
 # callers bound themselves far below.
 _MAX_ONGOING_REQUESTS = 4096
+_CPU_VARIABLES = {"GLIBC_TUNABLES": GLIBC_TUNABLES}
 
 
 class Generator:
@@ -31,9 +34,10 @@ class Generator:
     Args:
         checkpoint: Path of one checkpoint folder that every node can read.
         settings: Slots, threads, device and precision.
+        prefill_chunks: Prompt chunks a step stores; None for the engine's own few, which keep streams fluent.
     """
 
-    def __init__(self, checkpoint: str, settings: EngineSettings) -> None:
+    def __init__(self, checkpoint: str, settings: EngineSettings, prefill_chunks: int | None = None) -> None:
         # Imported here: the driver that only describes the deployment needs no torch.
         import torch
 
@@ -48,6 +52,7 @@ class Generator:
         loaded = checkpoints.load(checkpoint)
         self.tokenizer = load_tokenizer(loaded.tokenizer["name"])
         options = EngineOptions(slots=settings.num_slots, precision=settings.precision, device=device)
+        options = replace(options, prefill_chunks=prefill_chunks or options.prefill_chunks)
         self._loop = EngineLoop(Engine(loaded.weights, loaded.shape, self.tokenizer, options))
         report_metrics(self._loop)
 
@@ -76,7 +81,9 @@ class Generator:
             raise self._loop.failure
 
 
-def generator_deployment(checkpoint: str, settings: EngineSettings, cluster: Cluster) -> Any:
+def generator_deployment(
+    checkpoint: str, settings: EngineSettings, cluster: Cluster, prefill_chunks: int | None = None
+) -> Any:
     """Return the bound deployment of a checkpoint, ready for ``serve.run``.
 
     Raises:
@@ -90,7 +97,7 @@ def generator_deployment(checkpoint: str, settings: EngineSettings, cluster: Clu
     options = {
         "num_cpus": cpus,
         "num_gpus": gpus,
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(cpus)}},
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(cpus), **({} if gpus else _CPU_VARIABLES)}},
     }
     deployment = serve.deployment(
         name=GENERATOR,
@@ -99,7 +106,7 @@ def generator_deployment(checkpoint: str, settings: EngineSettings, cluster: Clu
         max_ongoing_requests=_MAX_ONGOING_REQUESTS,
         health_check_period_s=2,
     )(Generator)
-    return deployment.bind(checkpoint, settings)
+    return deployment.bind(checkpoint, settings, prefill_chunks)
 
 
 @contextlib.contextmanager
@@ -110,7 +117,8 @@ def handles_only(checkpoint: str, settings: EngineSettings, cluster: Cluster, ap
     quiet_libraries()
     serve.start(proxy_location="Disabled", logging_config=QUIET_LOGGING)
     try:
-        application = generator_deployment(checkpoint, settings, cluster)
+        # Nobody waits for a next token: prompts are stored as soon as there are slots for them.
+        application = generator_deployment(checkpoint, settings, cluster, prefill_chunks=settings.num_slots)
         yield serve.run(application, name=app_name, route_prefix=None, logging_config=QUIET_LOGGING)
     finally:
         serve.delete(app_name)

@@ -8,14 +8,14 @@ Shapes: R rows (one a slot), P chunks, T positions of a chunk, M = P*T, C width,
 L keys, D head width, V vocabulary rounded up to ``VOCABULARY_STEP``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt_core.kv_cache import KVCache
+from gpt_core.kv_cache import CacheBlock, KVCache, round_up
 from gpt_core.linear_kernels import Linear, packed_linear, plain_linear
 from gpt_core.model import LAYER_NORM_EPSILON
 from gpt_core.presets import ModelShape
@@ -55,6 +55,35 @@ class _Layer:
     band: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """The rows of a decode step that lie in one block of the cache."""
+
+    block: CacheBlock
+    rows: slice
+    """Of the step."""
+    places: slice
+    """Of the block."""
+    place_ids: Tensor
+    positions: Tensor
+    num_keys: int
+    masks: Mapping[int | None, Tensor]
+
+    def attend(self, index: int, band: int | None, qkv_RHD: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Store the rows' keys and values in layer ``index`` and return mixed_RC of this span's rows."""
+        q_RHD, k_RHD, v_RHD = (part[self.rows] for part in qkv_RHD)
+        keys_SHLD, values_SHLD = self.block.keys[index], self.block.values[index]
+        keys_SHLD[self.place_ids, :, self.positions] = k_RHD
+        values_SHLD[self.place_ids, :, self.positions] = v_RHD
+        mixed_RH1D = F.scaled_dot_product_attention(
+            q_RHD[:, :, None],
+            keys_SHLD[self.places, :, : self.num_keys],
+            values_SHLD[self.places, :, : self.num_keys],
+            attn_mask=self.masks[band][:, None],
+        )
+        return mixed_RH1D.flatten(1)
+
+
 class Decoder:
     """A GPT's weights laid out for generation.
 
@@ -89,28 +118,18 @@ class Decoder:
         self._weights = {}
 
     @torch.inference_mode()
-    def decode(self, cache: KVCache, tokens_R: Tensor, positions_R: Tensor, slots: range, num_keys: int) -> Tensor:
+    def decode(self, cache: KVCache, tokens_R: Tensor, positions_R: Tensor, slots: range, key_step: int) -> Tensor:
         """Store one token's keys and values in each slot of ``slots`` and return fp32 logits_RV.
 
-        Logits of ids past the vocabulary are -inf. ``num_keys``, a multiple of KEY_STEP, must
-        exceed every position; it changes no bit of a row.
+        Logits of ids past the vocabulary are -inf. Each block of the cache attends to the least
+        multiple of ``key_step``, itself one of KEY_STEP, that exceeds its positions; it changes no bit of a row.
         """
-        cache.reserve(num_keys)
-        x_RC = self._embed(tokens_R, positions_R)
-        rows_R = torch.arange(slots.start, slots.stop, device=self.device)
-        masks = self._masks(positions_R[:, None], num_keys)
+        x_RC = self._embed(tokens_R.to(self.device), positions_R.to(self.device))
+        spans = list(self._spans(cache, positions_R, slots, key_step))
         for index, layer in enumerate(self._layers):
             q_RHD, k_RHD, v_RHD = self._heads(layer.qkv(layer.ln_1(x_RC)))
-            keys_SHLD, values_SHLD = cache.keys[index], cache.values[index]
-            keys_SHLD[rows_R, :, positions_R] = k_RHD
-            values_SHLD[rows_R, :, positions_R] = v_RHD
-            mixed_RH1D = F.scaled_dot_product_attention(
-                q_RHD[:, :, None],
-                keys_SHLD[slots.start : slots.stop, :, :num_keys],
-                values_SHLD[slots.start : slots.stop, :, :num_keys],
-                attn_mask=masks[layer.band][:, None],
-            )
-            x_RC = self._finish_layer(layer, x_RC, mixed_RH1D.flatten(1))
+            mixed = [span.attend(index, layer.band, (q_RHD, k_RHD, v_RHD)) for span in spans]
+            x_RC = self._finish_layer(layer, x_RC, mixed[0] if len(mixed) == 1 else torch.cat(mixed))
         return self._logits(x_RC)
 
     @torch.inference_mode()
@@ -120,7 +139,9 @@ class Decoder:
         Chunks of one slot come in the order of their positions. Products run on ``num_chunks``
         chunks, spare ones padded; attention runs chunk by chunk on exactly the keys before its end.
         """
-        cache.reserve(max(chunk.start for chunk in chunks) + CHUNK_TOKENS)
+        places = [cache.block_of(chunk.slot) for chunk in chunks]
+        for (block, _), chunk in zip(places, chunks, strict=True):
+            block.reserve(chunk.start + CHUNK_TOKENS)
         tokens_M, positions_M = self._chunk_rows(chunks, num_chunks)
         x_MC = self._embed(tokens_M, positions_M)
         own = positions_M.view(num_chunks, CHUNK_TOKENS)
@@ -128,13 +149,10 @@ class Decoder:
         for index, layer in enumerate(self._layers):
             q_MHD, k_MHD, v_MHD = self._heads(layer.qkv(layer.ln_1(x_MC)))
             mixed_MC = torch.zeros(x_MC.shape, dtype=self.dtype, device=self.device)
-            for i, chunk in enumerate(chunks):
+            for i, (chunk, (block, place)) in enumerate(zip(chunks, places, strict=True)):
                 rows = slice(i * CHUNK_TOKENS, (i + 1) * CHUNK_TOKENS)
                 end = chunk.start + CHUNK_TOKENS
-                keys_HLD, values_HLD = (
-                    cache.keys[index][chunk.slot],
-                    cache.values[index][chunk.slot],
-                )
+                keys_HLD, values_HLD = block.keys[index][place], block.values[index][place]
                 keys_HLD[:, chunk.start : end] = k_MHD[rows].transpose(0, 1)
                 values_HLD[:, chunk.start : end] = v_MHD[rows].transpose(0, 1)
                 mixed_1HTD = F.scaled_dot_product_attention(
@@ -195,6 +213,20 @@ class Decoder:
         logits_MV = self._head(self._ln_f(x_MC)).float()
         logits_MV[:, self.shape.vocabulary_size :] = -torch.inf
         return logits_MV
+
+    def _spans(self, cache: KVCache, positions_R: Tensor, slots: range, key_step: int) -> Iterator[_Span]:
+        """Yield the step's rows block by block, with room made for them."""
+        for block in cache.blocks:
+            first, stop = max(slots.start, block.slots.start), min(slots.stop, block.slots.stop)
+            if first >= stop:
+                continue
+            rows = slice(first - slots.start, stop - slots.start)
+            num_keys = round_up(int(positions_R[rows].max()) + 1, key_step)
+            block.reserve(num_keys)
+            places = slice(first - block.slots.start, stop - block.slots.start)
+            own_R = positions_R[rows].to(self.device)
+            places_R = torch.arange(places.start, places.stop, device=self.device)
+            yield _Span(block, rows, places, places_R, own_R, num_keys, self._masks(own_R[:, None], num_keys))
 
     def _masks(self, positions_M1: Tensor, num_keys: int) -> dict[int | None, Tensor]:
         """Return the additive masks [..., L] of dense layers (key None) and banded ones (key the band)."""

@@ -32,6 +32,8 @@ from gpt_core.self_check import ShapeClasses, Target, checked_decoder
 from gpt_core.sequence import Sequence
 from gpt_core.tokenizer import Tokenizer
 
+_NOT_FINITE = "the model's logits are not finite; its weights are damaged"
+
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
@@ -141,13 +143,14 @@ class Engine:
         self._admit()
         self._prefill()
         ready = [sequence for sequence in self._admitted if sequence.is_prefilled]
-        events = [self._end_after_prompt(sequence) for sequence in ready if sequence.max_tokens == 0]
-        drawing = [sequence for sequence in ready if sequence.max_tokens > 0]
+        events = [self._end_after_prompt(sequence) for sequence in ready if sequence.ends_after_prompt]
+        drawing = [sequence for sequence in ready if not sequence.ends_after_prompt]
         if drawing:
             events += self._draw_tokens(drawing)
         for event in events:
             if event.completion is not None:
-                self._leave(event.request_id, event.sample)
+                is_damaged = event.completion.finish_reason == "error"
+                self._leave(event.request_id, event.sample, is_damaged=is_damaged)
         return events
 
     def cancel(self, request_id: str) -> bool:
@@ -156,7 +159,7 @@ class Engine:
             return False
         self._waiting = deque(waiting for waiting in self._waiting if waiting.request.id != request_id)
         for sequence in [admitted for admitted in self._admitted if admitted.request.id == request_id]:
-            self._free(sequence)
+            self._cache.clear(self._free(sequence))  # its next token might have been found not to be finite
         return True
 
     def run(self, requests: Iterable[GenerationRequest]) -> list[Completion]:
@@ -242,14 +245,18 @@ class Engine:
         x_PTC = self._decoder.prefill(self._cache, [chunk for _, chunk in chunks], num_chunks)
         for x_TC, (sequence, chunk) in zip(x_PTC, chunks, strict=False):
             if sequence.wants_prompt_logprobs:
-                sequence.add_prompt_logprobs(self._prompt_logprobs(x_TC, sequence, chunk))
+                self._add_prompt_logprobs(x_TC, sequence, chunk)
             sequence.num_stored += len(chunk.ids)
             self._prefilled_tokens += len(chunk.ids)
 
-    def _prompt_logprobs(self, x_TC: Tensor, sequence: Sequence, chunk: Chunk) -> list[TokenLogprob]:
+    def _add_prompt_logprobs(self, x_TC: Tensor, sequence: Sequence, chunk: Chunk) -> None:
         following = sequence.request.prompt_ids[chunk.start + 1 : chunk.start + 1 + len(chunk.ids)]
         logits_TV = self._decoder.prompt_logits(x_TC)[: len(following)]
-        return token_logprobs(logits_TV, following, [sequence.request.sampling.logprobs or 0] * len(following))
+        if not torch.isfinite(logits_TV.amax(-1)).all():
+            sequence.is_damaged = True
+            return
+        counts = [sequence.request.sampling.logprobs or 0] * len(following)
+        sequence.add_prompt_logprobs(token_logprobs(logits_TV, following, counts))
 
     def _copy_prompt(self, sequence: Sequence, source: Sequence) -> None:
         if source is sequence or not source.is_prefilled:
@@ -263,25 +270,19 @@ class Engine:
 
     def _end_after_prompt(self, sequence: Sequence) -> TokenEvent:
         sequence.finish_prompt()
-        return sequence.end_after_prompt()
+        return sequence.fail(_NOT_FINITE) if sequence.is_damaged else sequence.end_after_prompt()
 
     def _draw_tokens(self, sequences: list[Sequence]) -> list[TokenEvent]:
         logits_RV = self._decode(sequences)
         is_finite = torch.isfinite(logits_RV.amax(-1)).tolist()
-        tokens = draw(
-            _penalised(logits_RV, sequences),
-            [sequence.plan for sequence in sequences],
-            [sequence.position + 1 for sequence in sequences],
-        ).tolist()
-        logprob_entries = _sample_logprobs(logits_RV, sequences, tokens)
+        sound = [sequence for sequence, finite in zip(sequences, is_finite, strict=True) if finite]
+        # What is not finite is never drawn from: the indices it gives may lie outside of the vocabulary.
+        drawn = iter(_drawn(logits_RV if len(sound) == len(sequences) else logits_RV[is_finite], sound))
+        self._drawn_tokens += len(sound)
         events = []
-        for sequence, token, entry, finite in zip(sequences, tokens, logprob_entries, is_finite, strict=True):
+        for sequence, finite in zip(sequences, is_finite, strict=True):
             sequence.finish_prompt()
-            if finite:
-                self._drawn_tokens += 1
-                events.append(sequence.add_token(token, entry))
-            else:
-                events.append(sequence.fail("the model's logits are not finite; its weights are damaged"))
+            events.append(sequence.add_token(*next(drawn)) if finite else sequence.fail(_NOT_FINITE))
         return events
 
     def _decode(self, sequences: list[Sequence]) -> Tensor:
@@ -296,31 +297,31 @@ class Engine:
             tokens[sequence.slot], positions[sequence.slot] = sequence.last_id, sequence.position
             slots.append(sequence.slot)
             sequence.num_stored = sequence.position + 1
-        num_keys = round_up(max(positions) + 1, self.classes.key_step)
         highest = max(slots) + 1
         blocks = []
         for start in range(0, highest, self._block_rows):
             rows = _smallest_holding(self.classes.rows, min(highest - start, self._block_rows))
-            block = slice(start, start + rows)
-            device = self._decoder.device
-            tokens_R, positions_R = (torch.tensor(values[block]).to(device) for values in (tokens, positions))
-            blocks.append(
-                self._decoder.decode(self._cache, tokens_R, positions_R, range(start, start + rows), num_keys)
-            )
+            tokens_R, positions_R = (torch.tensor(values[start : start + rows]) for values in (tokens, positions))
+            slots_R = range(start, start + rows)
+            blocks.append(self._decoder.decode(self._cache, tokens_R, positions_R, slots_R, self.classes.key_step))
         logits_SV = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
         return logits_SV if slots == list(range(len(logits_SV))) else logits_SV[slots]
 
-    def _leave(self, request_id: str, sample: int) -> None:
+    def _leave(self, request_id: str, sample: int, *, is_damaged: bool) -> None:
         sequence = next(other for other in self._admitted if other.sample == sample and other.request.id == request_id)
-        self._free(sequence)
+        slot = self._free(sequence)
+        if is_damaged:
+            self._cache.clear(slot)
         self._unfinished[request_id] -= 1
         if not self._unfinished[request_id]:
             del self._unfinished[request_id]
 
-    def _free(self, sequence: Sequence) -> None:
+    def _free(self, sequence: Sequence) -> int:
+        """Take a sequence out of its slot and return the slot."""
         assert sequence.slot is not None
         self._slots[sequence.slot] = None
         self._admitted.remove(sequence)
+        return sequence.slot
 
 
 def _without_padding(
@@ -343,6 +344,14 @@ def _without_padding(
 def _smallest_holding(classes: tuple[int, ...], count: int) -> int:
     """Return the smallest class of at least ``count``, or the largest there is."""
     return next((size for size in classes if size >= count), classes[-1])
+
+
+def _drawn(logits_RV: Tensor, sequences: list[Sequence]) -> list[tuple[int, TokenLogprob | None]]:
+    """Return each row's new token, with its log-probability where that was asked for."""
+    plans = [sequence.plan for sequence in sequences]
+    positions = [sequence.position + 1 for sequence in sequences]
+    tokens = draw(_penalised(logits_RV, sequences), plans, positions).tolist()
+    return list(zip(tokens, _sample_logprobs(logits_RV, sequences, tokens), strict=True))
 
 
 def _penalised(logits_RV: Tensor, sequences: list[Sequence]) -> Tensor:

@@ -152,12 +152,13 @@ class _Probe:
 
     def _decode(self, order: Tensor, num_keys: int) -> Tensor:
         cache = self._cache(len(order))
-        for index in range(self._shape.n_layer):
-            cache.keys[index].copy_(self._past[0][index, order])
-            cache.values[index].copy_(self._past[1][index, order])
-        device = self._decoder.device
-        tokens, positions = self._tokens[order].to(device), self._positions[order].to(device)
-        return self._decoder.decode(cache, tokens, positions, range(len(order)), num_keys)
+        for block in cache.blocks:
+            rows = order[block.slots.start : block.slots.stop]
+            for index in range(self._shape.n_layer):
+                block.keys[index].copy_(self._past[0][index, rows])
+                block.values[index].copy_(self._past[1][index, rows])
+        # The positions are below KEY_STEP, so that this step makes every block attend to num_keys.
+        return self._decoder.decode(cache, self._tokens[order], self._positions[order], range(len(order)), num_keys)
 
     def _prefill(self, order: range, count: int) -> Tensor:
         chunks = [replace(self._chunks[index], slot=slot) for slot, index in enumerate(order)]

@@ -26,6 +26,8 @@ class Sequence:
     max_tokens: int
     slot: int | None = None
     num_stored: int = 0
+    is_damaged: bool = False
+    """Whether the prompt's logits were not finite."""
     output_ids: list[int] = field(default_factory=list)
     plan: DrawPlan = field(init=False)
     _stream: TextStream = field(init=False)
@@ -49,6 +51,11 @@ class Sequence:
     def is_prefilled(self) -> bool:
         """Whether the next step can draw a token."""
         return self.num_stored >= self.num_to_prefill
+
+    @property
+    def ends_after_prompt(self) -> bool:
+        """Whether no token is to be drawn."""
+        return self.max_tokens == 0 or self.is_damaged
 
     @property
     def wants_prompt_logprobs(self) -> bool:
@@ -85,6 +92,7 @@ class Sequence:
         """Take over what another sample of the request knows of the prompt."""
         if self.wants_prompt_logprobs:
             self._logprobs = source._logprobs[: len(self.request.prompt_ids)]
+            self.is_damaged = source.is_damaged
 
     def finish_prompt(self) -> None:
         """Give a prompt of one token, which no chunk holds, its log-probability entry."""
@@ -109,7 +117,8 @@ class Sequence:
         return self._event(token_id, text, "stop" if self._stream.stopped else "length")
 
     def fail(self, error: str) -> TokenEvent:
-        """Return the last event of a sample that cannot go on."""
+        """Return the last event of a sample that cannot go on; its completion has no log-probabilities."""
+        self._unsent_logprobs = len(self._logprobs)
         return self._event(None, self._stream.finish(), "error", error)
 
     def _is_ending(self, token_id: int) -> bool:
@@ -128,7 +137,7 @@ class Sequence:
         return TokenEvent(self.request.id, self.sample, token_id, shown, entries, completion)
 
     def _completion(self, finish_reason: FinishReason, error: str | None) -> Completion:
-        has_logprobs = self.request.sampling.logprobs is not None
+        has_logprobs = self.request.sampling.logprobs is not None and error is None
         return Completion(
             self.request.id,
             self.sample,

@@ -324,13 +324,51 @@ def test_statistics_follow_the_work():
     assert (engine.statistics().num_slots_in_use, engine.statistics().drawn_tokens) == (0, 6)
 
 
-def test_damaged_weights_end_a_sample_with_an_error_and_not_the_engine():
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {},
+        {"logprobs": 2},
+        {"logprobs": 0, "top_k": 1},
+        {"repetition_penalty": 1.3, "top_p": 0.9},
+        {"echo": True, "logprobs": 1, "n": 3},
+        {"echo": True, "logprobs": 1, "max_tokens": 0},
+    ],
+)
+def test_damaged_weights_end_a_sample_with_an_error_and_not_the_engine(sampling):
     weights = {**make_weights(), "ln_f.bias": torch.full((SHAPE.n_embd,), torch.nan)}
     engine = Engine(weights, SHAPE, TOKENIZER, EngineOptions(slots=2))
-    found = engine.run([request()])[0]
-    assert found.finish_reason == "error"
-    assert found.error == "the model's logits are not finite; its weights are damaged"
+    for found in engine.run([request(**sampling)]):
+        assert found.finish_reason == "error"
+        assert found.error == "the model's logits are not finite; its weights are damaged"
+        assert found.logprobs is None
     assert not engine.busy
+
+
+@pytest.mark.parametrize("sampling", [{}, {"logprobs": 1}, {"logprobs": 1, "echo": True}, {"top_k": 5, "n": 2}])
+def test_a_request_whose_logits_are_not_finite_ends_alone_and_leaves_its_slot_clean(sampling):
+    weights = dict(make_weights())
+    weights["wpe.weight"] = weights["wpe.weight"].clone()
+    weights["wpe.weight"][60] = torch.nan  # met by a sequence that comes this far
+    engine = Engine(weights, SHAPE, TOKENIZER, EngineOptions(slots=3, precision="fp32"))
+    sound = [request("a", logprobs=1), request("b", n=2), request("c", "x" * 20, logprobs=0)]
+    bad = request("bad", "y" * 70, **sampling)
+    found = engine.run([sound[0], bad, *sound[1:], *[request(text, text) for text in "xyz"]])
+    assert {c.finish_reason for c in found if c.request_id == "bad"} == {"error"}
+    assert [c for c in found if c.request_id in {"a", "b", "c"}] == shared_engine(8).run(sound)
+    assert "error" not in {c.finish_reason for c in found if c.request_id != "bad"}
+    assert engine.run(sound) == shared_engine(8).run(sound)
+
+
+def test_a_long_sequence_makes_its_own_block_of_slots_grow_and_no_other():
+    engine = make_engine(slots=64)
+    before = engine.statistics().cache_bytes
+    long = request("long", "z" * 100, max_tokens=20, stop_at_end_of_text=False)
+    short = [request(f"{i}", max_tokens=20, stop_at_end_of_text=False) for i in range(63)]
+    found = engine.run([long, *short])
+    assert engine.statistics().cache_bytes == before * 5 // 4  # one of four blocks has twice the positions
+    assert found[:1] == shared_engine(8).run([long])
+    assert found[1:5] == shared_engine(8).run(short[:4])
 
 
 def test_ids_that_pad_the_vocabulary_are_never_drawn():
