@@ -5,6 +5,7 @@ has something to do.
 """
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,8 +82,8 @@ class Stages:
 @contextlib.contextmanager
 def stages_of(job: JobSettings, kind: str, output: str) -> Iterator[tuple[Stages, Run]]:
     """Open the job's run and yield what runs its stages, and the run; leave the cluster, if any, at the end."""
-    check_writable(output)
-    folder = Path(output)
+    folder = local_folder(output)
+    check_writable(str(folder))
     options = TrackingOptions(**job.tracking.model_dump())
     with (
         open_run(options, name=folder.name, kind=kind, output=folder) as run,
@@ -109,6 +110,13 @@ def _looked_up(name: str, stage: Stage[S_contra, I, R], settings: S_contra) -> t
         output = getattr(settings, "output")  # noqa: B009
         say(f"{name}: skipped, {output} was made with these settings already")
     return inputs, done
+
+
+def local_folder(output: str) -> Path:
+    """Return where records about an output are kept: in it, or in runs/ here where it is in an object store."""
+    if "://" not in output:
+        return Path(output)
+    return Path("runs", re.sub(r"[^A-Za-z0-9.-]+", "-", output)).absolute()
 
 
 def check_writable(output: str) -> None:
