@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gpt_core.checkpoint import Checkpoint
+from gpt_core.checkpoint import Checkpoint, Description, list_paths, write
 from gpt_core.errors import CheckpointError, StaleOutputError
 from gpt_core.model import GPT, LAYER_NORM_EPSILON
 from gpt_core.presets import ModelShape
+from gpt_core.tokenizer import load_tokenizer
 from gpt_core.vocabulary import END_OF_TEXT, _byte_characters, gpt2_ranks, read_ranks
 
 _CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -92,6 +93,39 @@ def export_model(checkpoint: Checkpoint, folder: Path | str) -> Path:
     if folder.exists():
         folder.rmdir()
     return aside.rename(folder)
+
+
+def import_run(folder: Path | str, run_folder: Path | str, tokenizer_name: str = "gpt2") -> Path:
+    """Write a model in the Hugging Face layout as the one checkpoint, of step 0, of a new run; return its folder.
+
+    Rows of a vocabulary padded above the tokenizer's are left out. There is no optimizer state: the checkpoint is
+    to evaluate, complete and serve, not to resume. Written atomically.
+
+    Raises:
+        StaleOutputError: The run folder has checkpoints.
+        CheckpointError: See ``import_model``; or the vocabulary is smaller than the tokenizer's.
+        SettingsError: There is no such tokenizer.
+    """
+    if list_paths(run_folder):
+        raise StaleOutputError(str(run_folder), "checkpoints of a run", "a new folder", "choose another folder")
+    tokenizer = load_tokenizer(tokenizer_name)
+    found = _shape_of(Path(folder), None).vocabulary_size
+    if found < tokenizer.vocabulary_size:
+        raise CheckpointError(
+            f"{Path(folder) / 'config.json'}: vocab_size",
+            f"{found}",
+            f"at least {tokenizer.vocabulary_size}, that of tokenizer {tokenizer_name!r}",
+            "name the model's own tokenizer",
+        )
+    shape, weights = import_model(folder, tokenizer.vocabulary_size)
+    described = {
+        "name": tokenizer.name,
+        "digest": tokenizer.digest,
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "end_of_text": tokenizer.end_of_text,
+    }
+    description = Description(step=0, tokens=0, shape=shape, tokenizer=described)
+    return write(run_folder, description, weights, {})
 
 
 def exported_weights(weights: Mapping[str, Tensor], vocabulary_size: int) -> dict[str, Tensor]:

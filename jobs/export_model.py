@@ -1,0 +1,20 @@
+"""Write a checkpoint in the Hugging Face layout, tokenizer files included."""
+
+from gpt_core.settings import ExportSettings
+from jobs import cli
+
+SETTINGS = ExportSettings
+
+
+def main(settings: ExportSettings) -> str:
+    """Convert and return what was written."""
+    from gpt_core import checkpoint
+    from gpt_core.huggingface import export_model
+
+    found = checkpoint.load(settings.checkpoint)
+    folder = export_model(found, settings.output)
+    return f"{folder}: {found.shape.num_parameters:,} parameters of step {found.step:,}, from {found.path}"
+
+
+if __name__ == "__main__":
+    cli.run_module(__file__)

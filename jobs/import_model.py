@@ -1,0 +1,18 @@
+"""Make a run folder of a GPT-2 model in the Hugging Face layout."""
+
+from gpt_core.settings import ImportSettings
+from jobs import cli
+
+SETTINGS = ImportSettings
+
+
+def main(settings: ImportSettings) -> str:
+    """Convert and return what was written."""
+    from gpt_core.huggingface import import_run
+
+    path = import_run(settings.model, settings.output, settings.tokenizer)
+    return f"{path}: the weights of {settings.model}, tokenizer {settings.tokenizer}"
+
+
+if __name__ == "__main__":
+    cli.run_module(__file__)

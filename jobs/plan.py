@@ -1,0 +1,148 @@
+"""Estimate memory, layout, time and price of a training run before it is launched."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from gpt_core.settings import ModelSettings, PlanSettings
+from jobs import cli
+
+if TYPE_CHECKING:
+    from gpt_core.planning import BatchStage, Duration, Layout, Work
+
+SETTINGS = PlanSettings
+Row = tuple[str, str, str]
+
+
+def main(settings: PlanSettings) -> str:
+    """Return the plan as a table: what, how much, by which formula or from which source."""
+    from gpt_core.planning import GPUS, Duration, batch_stages, find_layout
+
+    work = _work(settings)
+    gpu = GPUS[settings.gpu]
+    rate, origin = _rate(settings, work)
+    duration = Duration(work.flops(settings.flops_formula), work.num_tokens, settings.gpus, rate)
+    layout = find_layout(work, settings.gpus, gpu.memory_bytes)
+    stages = batch_stages(work, layout.data * work.micro_batch_sequences)
+    rows = [
+        *_compute_rows(settings, work),
+        ("rate a GPU", f"{rate / 1e12:,.1f} TFLOP/s", origin),
+        *_time_rows(settings, duration),
+        *_layout_rows(settings, layout, stages[-1].batch_sequences),
+        *_batch_rows(work, stages),
+        *_storage_rows(settings, work),
+    ]
+    title = f"{settings.preset}: {work.shape.num_parameters:,} parameters, {work.num_tokens:,.0f} tokens"
+    return "\n".join([f"{title}, {settings.gpus:,} x {settings.gpu}", "", *_table(rows), "", *_remarks(layout)])
+
+
+def _work(settings: PlanSettings) -> "Work":
+    from gpt_core.planning import Work
+    from gpt_core.presets import GPT2_VOCABULARY_SIZE, PRESETS
+
+    model = ModelSettings(**{**settings.model.model_dump(), "preset": settings.preset})
+    shape = model.shape(GPT2_VOCABULARY_SIZE)
+    return Work(
+        shape=shape,
+        num_tokens=settings.tokens,
+        batch_tokens=settings.batch_tokens or PRESETS[settings.preset].batch_tokens or 524_288,
+        window_tokens=settings.context_tokens or shape.num_positions,
+        micro_batch_sequences=settings.micro_batch_sequences,
+        ramp_start_tokens=settings.ramp_start_tokens if settings.ramp_tokens else None,
+        ramp_tokens=settings.ramp_tokens,
+    )
+
+
+def _rate(settings: PlanSettings, work: "Work") -> tuple[float, str]:
+    """Return the FLOP/s of one GPU and where they come from."""
+    from gpt_core.planning import GPUS
+
+    if settings.tflops is not None:
+        return settings.tflops * 1e12, "as given by --tflops"
+    if settings.tokens_per_second is not None:
+        flops = work.flops(settings.flops_formula) / work.num_tokens * settings.tokens_per_second
+        return flops, f"--tokens_per_second {settings.tokens_per_second:,.0f} a GPU x FLOP a token"
+    peak = GPUS[settings.gpu].peak_flops
+    return settings.mfu * peak, f"--mfu {settings.mfu:g}, a guess until measured, of {peak / 1e12:g} dense 16-bit peak"
+
+
+def _compute_rows(settings: PlanSettings, work: "Work") -> Iterator[Row]:
+    from gpt_core.planning import petaflops_days
+
+    formulas = {"6N": "6 N D (Kaplan et al. 2020)", "palm": "(6 N + 12 L d T) D (Chowdhery et al. 2022, app. B)"}
+    for formula in ("6N", "palm"):
+        flops = work.flops(formula)
+        used = ", used below" if formula == settings.flops_formula else ""
+        yield "compute", f"{flops:.3g} FLOP", formulas[formula] + used
+        if used:
+            yield "", f"{petaflops_days(flops):,.5g} petaflop/s-days", "FLOP / (1e15 x 86,400)"
+
+
+def _time_rows(settings: PlanSettings, duration: "Duration") -> Iterator[Row]:
+    yield "throughput", f"{duration.tokens_a_second:,.0f} tokens/s", "D / time"
+    yield "time", f"{duration.days:,.4g} days", "FLOP / (GPUs x rate)"
+    yield "", f"{duration.gpu_years:,.4g} GPU-years", "of 365.25 days"
+    if settings.dollars_per_gpu_hour is None:
+        yield "price", "not known", "give --dollars_per_gpu_hour"
+    else:
+        dollars = duration.gpu_hours * settings.dollars_per_gpu_hour
+        origin = f"{duration.gpu_hours:,.0f} GPU-hours x {settings.dollars_per_gpu_hour:g}"
+        yield "price", f"{dollars:,.0f} dollars", origin
+
+
+def _layout_rows(settings: PlanSettings, layout: "Layout", batch_sequences: int) -> Iterator[Row]:
+    from gpt_core.planning import GPUS
+
+    ways = f"{layout.tensor} tensor x {layout.pipeline} pipeline x {layout.data} data"
+    yield "layout", ways, "fewest GPUs a copy that fit in 90% of the memory"
+    micro = settings.micro_batch_sequences
+    if layout.pipeline > 1:
+        share = layout.bubble_share(batch_sequences, micro)
+        yield "", f"{share:.1%} pipeline bubble", "(p - 1) / m (Narayanan et al. 2021, 2.2); part of the rate above"
+    memory = GPUS[settings.gpu].memory_bytes
+    yield "memory a GPU", f"{layout.memory_bytes / 1e9:,.1f} of {memory / 1e9:g} GB", "the sum of these"
+    yield "  weights, grads", f"{layout.weights_bytes / 1e9:,.1f} GB", "4 bytes a parameter: both in 16 bits"
+    zero = "12 bytes a parameter over the data ways (ZeRO-1, Rajbhandari et al. 2020)"
+    yield "  optimizer", f"{layout.optimizer_bytes / 1e9:,.1f} GB", zero
+    kept = "(2 L + 34) b T d / t, layers recomputed" if layout.recomputed else "34 L b T d / t"
+    yield "  activations", f"{layout.activations_bytes / 1e9:,.1f} GB", f"{kept} (Korthikanti et al. 2022)"
+    yield "  logits", f"{layout.logits_bytes / 1e9:,.1f} GB", "4 b T V / t"
+
+
+def _batch_rows(work: "Work", stages: "list[BatchStage]") -> Iterator[Row]:
+    total = sum(stage.num_steps for stage in stages)
+    yield "steps", f"{total:,}", "the ramp's and the full batches' (Brown et al. 2020, app. B)"
+    for stage in stages:
+        value = f"{stage.num_steps:,} of {stage.batch_sequences * work.window_tokens:,} tokens"
+        yield "", value, f"{stage.batch_sequences:,} sequences, from token {stage.from_tokens:,} on"
+
+
+def _storage_rows(settings: PlanSettings, work: "Work") -> Iterator[Row]:
+    from gpt_core.planning import CorpusNeeds, checkpoint_bytes
+
+    size = checkpoint_bytes(work.shape) / 1e9
+    yield "checkpoint", f"{size:,.2f} GB", "12 N: weights and two moments in fp32"
+    needs = CorpusNeeds(
+        work.num_tokens, settings.tokenize_rate, settings.text_bytes_per_token, work.shape.vocabulary_size
+    )
+    yield "corpus", f"{needs.text_bytes / 1e9:,.1f} GB text", f"{settings.text_bytes_per_token:g} bytes a token"
+    yield "", f"{needs.shard_bytes / 1e9:,.1f} GB shards", "2 bytes a token to 65,536 ids, else 4; places come on top"
+    yield "", f"{needs.core_hours:,.4g} core-hours", f"--tokenize_rate {settings.tokenize_rate:,.0f} tokens/s a core"
+
+
+def _table(rows: list[Row]) -> list[str]:
+    names, values = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return [f"{name:<{names}}  {value:>{values}}  {source}".rstrip() for name, value, source in rows]
+
+
+def _remarks(layout: "Layout") -> list[str]:
+    remarks = ["N counts all parameters; D tokens, L layers, d width, T window, b micro-batch, V vocabulary."]
+    if layout.data > 1:
+        whole = layout.optimizer_bytes * layout.data
+        remarks.append(f"herd pretrain itself keeps the whole optimizer on each GPU, {whole / 1e9:,.1f} GB.")
+    if layout.tensor * layout.pipeline > 1:
+        remarks.append("herd pretrain itself splits the batch only: tensor and pipeline ways need another trainer.")
+    return remarks
+
+
+if __name__ == "__main__":
+    cli.run_module(__file__)
