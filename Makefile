@@ -20,9 +20,9 @@ help: ## list the targets
 quickstart: $(READY) ## text to trained GPT to generated text, on this machine (ARGS="--section.field VALUE")
 	@$(BIN)/herd pipeline --config jobs/configs/quickstart.yaml $(ARGS)
 
-test: $(READY_DEV) ## all tests but chaos
+test: $(READY_DEV) ## all tests, with a handful of kills
 	$(BIN)/pytest -n auto tests/unit $(ARGS)
-	$(BIN)/pytest tests/on_ray tests/e2e $(ARGS)
+	$(BIN)/pytest tests/on_ray tests/e2e tests/chaos $(ARGS)
 
 check: $(READY_DEV) ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -30,8 +30,8 @@ check: $(READY_DEV) ## format, lint, types, import contracts
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-chaos: $(READY_DEV) ## tests that kill processes in mid-run
-	$(BIN)/pytest tests/chaos $(ARGS)
+chaos: $(READY_DEV) ## 50 schedules of kills in mid-run, each of which must end with one hash
+	HERD_CHAOS_SCHEDULES=50 $(BIN)/pytest tests/chaos $(ARGS)
 
 clean: ## remove the environment and the caches, not what jobs wrote
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .pytest_cache .ruff_cache

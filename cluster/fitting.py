@@ -74,7 +74,7 @@ class Fitting:
         while True:
             count = self._count_now(before)
             if before and count != before:
-                say(f"pretrain: going on with {count} workers instead of {before}")
+                say(f"pretrain: going on with {count} worker(s) instead of {before}")
             before = count
             error = _Group(self, count).wait()
             if error is None and _newest_step(self.output) >= self.plan.num_steps:

@@ -121,10 +121,14 @@ class SourceSettings(Settings):
     """String between the documents of a text file; null makes each file one document."""
 
 
+def _absolute_if_file(name: str) -> str:
+    return absolute(name) if os.path.isfile(os.path.expanduser(name)) else name  # noqa: PTH111, PTH113
+
+
 class TokenizerSettings(Settings):
     """The vocabulary, and the program that applies it."""
 
-    name: str = "gpt2"
+    name: Annotated[str, AfterValidator(_absolute_if_file)] = "gpt2"
     """"gpt2", "bytes" (256 bytes and end-of-text), or the path of a tiktoken ranks file."""
     backend: Literal["auto", "tiktoken", "gigatoken"] = "auto"
     """auto takes gigatoken where it is installed, checks it against tiktoken on every shard, and falls back."""
@@ -148,8 +152,8 @@ class TokenizeSettings(Settings):
     """Share of each document's end held out instead: for a corpus of few long texts, such as one book."""
     split_seed: Index = 0
     """Seed of the hash that chooses the held-out documents."""
-    max_document_bytes: Count = 33_554_432
-    """Longer documents are set aside in rejects/."""
+    max_document_bytes: Count = 8_388_608
+    """Longer documents are set aside in rejects/; at worst an actor's memory grows by 50 times the longest."""
     max_reject_share: Share = 1.0
     """The job fails, and commits nothing, when more than this share of documents is set aside."""
     pool: PoolSettings = PoolSettings()
@@ -444,6 +448,27 @@ class ServeSettings(Settings):
     engine: EngineSettings = EngineSettings()
 
 
+class TrainTokenizerSettings(Settings):
+    """What `herd train-tokenizer` learns from and writes."""
+
+    input: Annotated[Places, Field(min_length=1)]
+    """Files, folders, globs or URLs of text, read as `herd tokenize` reads them."""
+    output: Place
+    """File the vocabulary is written to, in tiktoken's format; `--tokenizer.name FILE` then takes it."""
+    vocabulary_size: Annotated[int, Field(ge=257)] = 8192
+    """Ids of the tokenizer, the 256 bytes and the end-of-text token included."""
+    exclude: Names = ()
+    """Globs of files to leave out."""
+    text_field: str = "text"
+    """Field of jsonl, parquet and Arrow rows that holds the document."""
+    separator: str | None = None
+    """String between the documents of a text file; null makes each file one document."""
+    max_document_bytes: Count = 8_388_608
+    """Longer documents are left out."""
+    max_text_bytes: Count | None = None
+    """Text read at most, from the start of the input; null reads all."""
+
+
 class VerifySettings(Settings):
     """What `herd verify` checks."""
 
@@ -481,6 +506,26 @@ class TraceSettings(Settings):
         if asks_cell == (self.document is not None) or (self.step is None) != (self.row is None):
             raise ValueError("give step and row, or document")
         return self
+
+
+class ReplaySettings(Settings):
+    """What `herd replay` recomputes."""
+
+    run: Place
+    """Folder of the training run."""
+    step: Count
+    """Step to recompute, counted from 1 as it was logged."""
+    num_workers: Count = 1
+    """Processes of this machine to share the step: any number the run could have used."""
+    corpus: Place | None = None
+    """Folder or URL of the corpus, where it has moved since."""
+
+
+class CompareSettings(Settings):
+    """What `herd compare` reads."""
+
+    runs: Annotated[tuple[Place, ...], Field(strict=False, min_length=2, max_length=2)]
+    """Folders of two training runs."""
 
 
 class AnatomySettings(Settings):

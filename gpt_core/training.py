@@ -136,6 +136,11 @@ def replay(run_folder: str, step: int, ranks: Ranks | None = None, corpus: str |
     return report
 
 
+def replay_rank(ranks: Ranks, run_folder: str, step: int, corpus: str | None) -> StepReport:
+    """Call ``replay`` as one rank of several."""
+    return replay(run_folder, step, ranks, corpus)
+
+
 class Run:
     """One rank's part of a training run."""
 

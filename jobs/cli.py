@@ -37,6 +37,8 @@ _MODULES = {
     "plan": "plan",
     "verify": "verify",
     "trace": "trace",
+    "replay": "replay",
+    "compare": "compare",
     "export": "export_model",
     "import": "import_model",
     "submit": "submit",

@@ -14,7 +14,7 @@ from typing import Any
 from tests.chaos.pretraining import PATIENCE_SECONDS, ROOT, Command
 
 # Long enough that the run is still at work when the second node has come.
-LONGER = ["--train.num_steps", "1500", "--train.checkpoint_every_steps", "20", "--train.num_workers", "[1, 2]"]
+LONGER = ["--train.num_steps", "800", "--train.checkpoint_every_steps", "20", "--train.num_workers", "[1, 2]"]
 _UNSHARE = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
 
@@ -49,7 +49,7 @@ def _main(output: Path, folder: Path, words: list[str]) -> None:
     seconds["crash"] = _until_next_step(output, lambda: cluster.remove_node(second, allow_graceful=False))
     started = time.monotonic()
     cluster.add_node(**node)
-    command.wait_until(lambda: "going on with 2 workers" in command.said)
+    command.wait_until(lambda: "going on with 2 worker(s)" in command.said)
     seconds["growth noticed"] = time.monotonic() - started
     code = command.wait()
     with (folder / "log").open("a") as log:

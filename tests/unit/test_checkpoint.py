@@ -175,3 +175,14 @@ def test_another_format_is_refused_by_name(tmp_path):
     (path / "checkpoint.json").write_text('{"format": "something 9"}')
     with pytest.raises(CheckpointError, match="gpt-herd checkpoint 1"):
         checkpoint.load(path)
+
+
+def test_checkpoints_a_resume_has_passed_over_no_longer_count_as_newest(tmp_path):
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    truncate(checkpoint.path_of(tmp_path, 3) / "weights.safetensors")
+    checkpoint.set_aside_after(tmp_path, 2)
+    write(tmp_path, 3)
+    checkpoint.set_aside_after(tmp_path, 2)
+    checkpoint.prune(tmp_path, keep=1, best_by=None)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["damaged-step-00000003", "step-00000002"]

@@ -13,6 +13,7 @@ from gpt_core.errors import CheckpointError, ResourceError, RunFailedError, Sett
 from gpt_core.presets import ModelShape
 from gpt_core.reduction import Ranks
 from gpt_core.schedule import Recipe
+from gpt_core.sole_writer import sole_writer
 from gpt_core.training import Silence, replay, train
 from gpt_core.training_plan import TrainingPlan
 from tests.unit import tiny_corpus
@@ -304,3 +305,38 @@ def test_a_corpus_without_a_held_out_split_warns_and_trains(plan, tmp_path):
     assert "validation_loss" not in summary.metrics
     with warnings.catch_warnings():
         train(replace(plan, corpus=str(corpus.folder), num_steps=1, evaluate_every_steps=None))
+
+
+def test_checkpoints_by_the_clock_change_no_bit(plan):
+    recorder = Recorder()
+    summary = train(replace(plan, checkpoint_every_seconds=1e-9, keep_checkpoints=9), observer=recorder)
+    assert recorder.checkpoints == list(range(1, NUM_STEPS + 1))
+    digest = digest_of(plan.output)
+    assert summary.step == NUM_STEPS
+    other = replace(plan, output=plan.output + "-other")
+    train(other)
+    assert digest_of(other.output) == digest
+
+
+def test_a_damaged_newest_checkpoint_does_not_cost_the_one_written_next(plan):
+    """A damaged one of a later step, counted among the newest, would have the whole ones pruned."""
+    train(replace(plan, num_steps=5, checkpoint_every_steps=1, keep_checkpoints=2))
+    for path in checkpoint.list_paths(plan.output):
+        if path.name > "step-00000003":
+            (path / "weights.safetensors").write_bytes(b"")
+    recorder = Recorder(stop_after=1)
+    with pytest.warns(checkpoint.DamagedCheckpointWarning):
+        summary = train(replace(plan, keep_checkpoints=1), observer=recorder)
+    assert summary.stopped
+    assert checkpoint.list_paths(plan.output)[-1].name == f"step-{summary.step:08d}"
+    train(plan)  # warns of nothing
+
+
+def test_a_second_trainer_of_one_folder_is_refused(plan, monkeypatch):
+    monkeypatch.setattr(training, "LOCK_PATIENCE_SECONDS", 0.2)
+    with (
+        sole_writer(plan.output, training.LOCK, 0),
+        pytest.raises(ResourceError, match="expected one job at a time in an output folder"),
+    ):
+        train(plan)
+    train(plan)

@@ -10,6 +10,7 @@ from gpt_core.presets import ModelShape
 from gpt_core.schedule import Recipe
 from gpt_core.training_plan import (
     TrainingPlan,
+    allowed_ranks,
     check_batch_plan,
     check_ranks,
     check_resume,
@@ -96,3 +97,13 @@ def test_fast_reduction_takes_any_divisor():
     check_batch_plan(6, 3, "fast")
     with pytest.raises(SettingsError, match="4 workers for 6"):
         check_batch_plan(6, 4, "fast")
+
+
+def test_the_allowed_ranks_of_a_range_are_powers_of_two_in_exact_mode_and_divisors_in_fast_mode():
+    plan = replace(PLAN, batch_sequences=24, micro_batch_sequences=2, reduction="fast")
+    assert allowed_ranks(plan, 1, 9) == [1, 2, 3, 4, 6]
+    exact = replace(plan, batch_sequences=16, reduction="exact")
+    assert allowed_ranks(exact, 1, 9) == [1, 2, 4, 8]
+    assert allowed_ranks(replace(exact, ramp_start_sequences=4, ramp_tokens=9), 1, 9) == [1, 2]
+    with pytest.raises(SettingsError, match="use 4 or 8"):
+        allowed_ranks(exact, 5, 7)

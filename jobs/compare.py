@@ -1,0 +1,46 @@
+"""Say where two training runs part: settings, corpus, first step whose numbers differ."""
+
+from typing import TYPE_CHECKING
+
+from gpt_core.settings import CompareSettings
+from jobs import cli
+
+if TYPE_CHECKING:
+    from gpt_core.history import Parting
+
+SETTINGS = CompareSettings
+ARGUMENT = "runs"
+
+
+def main(settings: CompareSettings) -> str:
+    """Return the comparison as lines for people."""
+    from gpt_core.history import compare
+
+    parting = compare(*settings.runs)
+    return "\n".join([f"{settings.runs[0]} and {settings.runs[1]}", *_lines(parting)])
+
+
+def _lines(parting: "Parting") -> list[str]:
+    lines = ["  settings   equal in all that decides results"]
+    if parting.settings is not None:
+        name, first, second = parting.settings
+        lines = [f"  settings   {name}: {first!r} and {second!r}"]
+    if parting.corpus is None:
+        lines.append("  corpus     equal")
+    else:
+        lines.append(f"  corpus     {parting.corpus[0]} and {parting.corpus[1]}")
+    lines.append(f"  logged     to step {parting.steps[0]} and to step {parting.steps[1]}")
+    return [*lines, f"  steps      {_steps(parting)}"]
+
+
+def _steps(parting: "Parting") -> str:
+    if parting.first_step is not None and parting.numbers is not None:
+        name, first, second = parting.numbers
+        return f"part at step {parting.first_step}: {name} {first!r} and {second!r}"
+    if not parting.last_common:
+        return "none in common"
+    return f"equal to the last bit up to step {parting.last_common}, the last both logged"
+
+
+if __name__ == "__main__":
+    cli.run_module(__file__)
