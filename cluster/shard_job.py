@@ -7,6 +7,7 @@ change nothing in the files.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ from gpt_core import errors
 from gpt_core.errors import RunFailedError, UserError
 from gpt_core.ledger import Ledger, Row
 from gpt_core.settings import PoolSettings
+from gpt_core.storage import full_disk_named
 
-# Blocks are Ray Data's tasks: enough to share out evenly, few enough for a million plans.
-_MAX_BLOCKS = 2048
+# A block is a task of Ray Data. One takes this share of the plans still to give out: few tasks for a million plans,
+# and single plans at the end, so that no actor is left with many when the others have finished.
+_SHARE_OF_REST = 1 / 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,11 @@ def run_shard_job(job: ShardJob, cluster: Cluster) -> Ledger:
         UserError: The first one a worker raises; the job stops.
         RunFailedError: If plans failed in every try; the others are done and kept.
     """
+    with full_disk_named(job.folder, "room for the output"):
+        return _finished_ledger(job, cluster)
+
+
+def _finished_ledger(job: ShardJob, cluster: Cluster) -> Ledger:
     ledger = Ledger(job.folder)
     ledger.open(job.settings)
     ledger.forget_tries()
@@ -82,6 +90,7 @@ def run_shard_job(job: ShardJob, cluster: Cluster) -> Ledger:
 
 def _stream(job: ShardJob, pending: np.ndarray, cluster: Cluster) -> Iterator[Row]:
     """Yield the rows of pending plans as actors commit them."""
+    import pyarrow as pa
     import ray.data
 
     quiet_libraries()
@@ -89,8 +98,8 @@ def _stream(job: ShardJob, pending: np.ndarray, cluster: Cluster) -> Iterator[Ro
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     pool = _pool_size(job.pool, len(pending), cluster)
-    blocks = np.array_split(pending, min(len(pending), _MAX_BLOCKS))
-    dataset = ray.data.from_numpy(blocks).map_batches(
+    blocks = [pa.table({"plan": share}) for share in _shares(pending)]
+    dataset = ray.data.from_blocks(blocks).map_batches(
         _ShardActor,
         fn_constructor_args=(job.plans, job.make_worker, job.folder, job.pool.max_tries),
         batch_size=1,
@@ -102,11 +111,24 @@ def _stream(job: ShardJob, pending: np.ndarray, cluster: Cluster) -> Iterator[Ro
             yield json.loads(text)
 
 
+def _shares(pending: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the pending plans in order, cut into ever smaller shares."""
+    start = 0
+    while start < len(pending):
+        share = math.ceil((len(pending) - start) * _SHARE_OF_REST)
+        yield pending[start : start + share]
+        start += share
+
+
 def _pool_size(pool: PoolSettings, num_pending: int, cluster: Cluster) -> tuple[int, int]:
-    """Return actors at least and at most: never more than plans, nor than the cluster's CPUs hold."""
-    fitting = max(int(cluster.num_cpus / pool.cpus_per_actor), 1)
-    wanted = pool.max_actors or cluster.num_cpus
-    most = max(min(wanted, fitting, num_pending), 1)
+    """Return actors at least and at most, never more than plans.
+
+    On a running cluster `max_actors` may exceed what fits now: Ray Data adds actors when nodes join.
+    """
+    most = min(pool.max_actors or cluster.num_cpus, num_pending)
+    if cluster.address is None:
+        most = min(most, int(cluster.num_cpus / pool.cpus_per_actor))
+    most = max(most, 1)
     return min(pool.min_actors, most), most
 
 
@@ -126,18 +148,23 @@ class _ShardActor:
         self._max_tries = max_tries
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        return {"row": [json.dumps(self._row(int(index))) for index in batch["data"]]}
+        return {"row": [json.dumps(self._row(int(index))) for index in batch["plan"]]}
 
     def _row(self, index: int) -> Row:
-        if row := self._ledger.committed(index):
-            return row
+        try:
+            with full_disk_named(self._ledger.folder, "room for the output"):
+                return self._ledger.committed(index) or self._tried(index)
+        except UserError as error:
+            # As data: Ray Data changes the text of exceptions on their way.
+            return {"index": index, "user_error": [type(error).__name__, *error.args]}
+
+    def _tried(self, index: int) -> Row:
         reason = "the worker process died each time (out of memory, or a crash in native code)"
         while self._ledger.begin_try(index) <= self._max_tries:
             try:
                 row = {"index": index, **self._worker(self._plans[index])}
-            except UserError as error:
-                # As data: Ray Data changes the text of exceptions on their way.
-                return {"index": index, "user_error": [type(error).__name__, *error.args]}
+            except UserError:
+                raise
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
                 self._worker = self._make_worker()
@@ -148,17 +175,19 @@ class _ShardActor:
 
 
 class _Rate:
-    """Counts finished shards and their tokens a second."""
+    """Counts finished shards and their tokens a second, and their rows where the worker counts some."""
 
     def __init__(self, done: int, unit: str) -> None:
         self._started = time.monotonic()
-        self._done, self._unit, self._tokens = done, unit, 0
+        self._done, self._unit, self._tokens, self._rows = done, unit, 0, 0
 
     def after(self, row: Row) -> tuple[int, str]:
         self._done += 1
         self._tokens += row.get("num_tokens", 0)
-        rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
-        return self._done, f"{rate:,.0f} {self._unit}/s"
+        self._rows += row.get("num_rows", 0)
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        rows = f"{self._rows / seconds:,.1f} rows/s, " if self._rows else ""
+        return self._done, f"{rows}{self._tokens / seconds:,.0f} {self._unit}/s"
 
 
 def _failed(job: ShardJob, failures: list[Row]) -> RunFailedError:

@@ -17,8 +17,11 @@ from gpt_core.settings import TokenizeSettings
 from gpt_core.shard_plan import ShardPlans, plan_shards
 from gpt_core.shards import ShardStats
 from gpt_core.source_files import SourceSpec, list_files
+from gpt_core.storage import Storage
 from gpt_core.tokenize_shard import ShardTokenizer, TokenizeOptions
-from gpt_core.tokenizer import Tokenizer, load_tokenizer
+from gpt_core.tokenizer import PUBLISHED, TiktokenTokenizer, Tokenizer, load_tokenizer
+from gpt_core.train_tokenizer import write_ranks
+from gpt_core.vocabulary import VOCABULARY
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ def finished(settings: TokenizeSettings, inputs: Inputs) -> Tokenized | None:
     """
     match manifest.compare(settings.output, inputs.decisive, inputs.plans.fingerprint):
         case manifest.Same(found):
+            Ledger(settings.output).remove()  # a kill right after the commit leaves it
             return _summary(found)
         case manifest.Differs(name, old, new):
             raise StaleOutputError(
@@ -86,9 +90,10 @@ def finished(settings: TokenizeSettings, inputs: Inputs) -> Tokenized | None:
 
 def perform(settings: TokenizeSettings, inputs: Inputs, cluster: Cluster, run: Run) -> Tokenized:
     """Tokenize every plan, commit the corpus, record it in the run and return what it holds."""
+    carried = _carry_vocabulary(settings.output, inputs.tokenizer)
     options = TokenizeOptions(
         output=settings.output,
-        tokenizer=settings.tokenizer.name,
+        tokenizer=Storage.of(settings.output).join(carried) if carried else settings.tokenizer.name,
         backend=settings.tokenizer.backend,
         validation_fraction=settings.validation_fraction,
         validation_tail=settings.validation_tail,
@@ -105,20 +110,29 @@ def perform(settings: TokenizeSettings, inputs: Inputs, cluster: Cluster, run: R
         pool=settings.pool,
     )
     ledger = run_shard_job(job, cluster)
-    written = _commit(settings, inputs, ledger)
+    written = _commit(settings, inputs, ledger, carried or inputs.tokenizer.name)
     ledger.remove()
     _record(run, settings, written)
     return _summary(written)
 
 
-def _commit(settings: TokenizeSettings, inputs: Inputs, ledger: Ledger) -> Manifest:
+def _carry_vocabulary(output: str, tokenizer: Tokenizer) -> str | None:
+    """Write a vocabulary of the user's own into the corpus, where every worker and later stage finds it."""
+    if tokenizer.name in PUBLISHED:
+        return None
+    assert isinstance(tokenizer, TiktokenTokenizer)
+    write_ranks(Storage.of(output).join(VOCABULARY), tokenizer.ranks)
+    return VOCABULARY
+
+
+def _commit(settings: TokenizeSettings, inputs: Inputs, ledger: Ledger, vocabulary: str) -> Manifest:
     tokenizer = inputs.tokenizer
     documents = _checked_documents(settings, ledger)
     contents = ManifestContents(
         settings=inputs.decisive,
         input_fingerprint=inputs.plans.fingerprint,
         weights={source.name: source.weight for source in settings.named_sources()},
-        tokenizer=TokenizerEntry(tokenizer.name, tokenizer.digest, tokenizer.vocabulary_size, tokenizer.end_of_text),
+        tokenizer=TokenizerEntry(vocabulary, tokenizer.digest, tokenizer.vocabulary_size, tokenizer.end_of_text),
         shards=_entries(ledger),
         files=(FileEntry(file.source, file.root, file.name, file.num_bytes) for file in inputs.plans.files),
         num_documents_in=documents,

@@ -2,6 +2,7 @@
 
     RUN/checkpoints/step-00000100/weights.safetensors     fp32, under the model's parameter names
                                   optimizer.safetensors   first_moment/NAME and second_moment/NAME
+                                  vocabulary.tiktoken     the tokenizer's ranks, where it is no published one
                                   checkpoint.json         what is needed to go on, and the digests
 
 ``checkpoint.json`` holds the SHA-256 of both files and of itself, so that a truncated, half-written
@@ -15,7 +16,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +26,8 @@ from torch import Tensor
 
 from gpt_core.errors import CheckpointError
 from gpt_core.presets import ModelShape
+from gpt_core.storage import Storage
+from gpt_core.vocabulary import VOCABULARY
 
 FORMAT = "gpt-herd checkpoint 1"
 CHECKPOINTS = "checkpoints"
@@ -189,6 +192,8 @@ def read_description(path: Path | str) -> Description:
     values = _read_json(Path(path))
     kept: dict[str, Any] = {name: values[name] for name in Description.__dataclass_fields__}
     kept["shape"] = ModelShape(**values["shape"])
+    if VOCABULARY in values["files"]:
+        kept["tokenizer"] = kept["tokenizer"] | {"name": str(Path(path).absolute() / VOCABULARY)}
     return Description(**kept)
 
 
@@ -235,12 +240,24 @@ def _write_folder(folder: Path, description: Description, files: Mapping[str, Ma
         with (folder / name).open("wb") as file:
             digests[name] = write_tensors(file, tensors)
             _sync(file)
+    if "/" in (vocabulary := description.tokenizer.get("name", "")):  # a file, not a published name
+        digests[VOCABULARY] = _copy_file(vocabulary, folder / VOCABULARY)
+        description = replace(description, tokenizer=description.tokenizer | {"name": VOCABULARY})
     values = {"format": FORMAT, **asdict(description), "files": digests}
     values["digest"] = _digest_of(values)
     with (folder / DESCRIPTION).open("wb") as file:
         file.write(json.dumps(values, indent=1, sort_keys=True).encode())
         _sync(file)
     _sync_folder(folder)
+
+
+def _copy_file(place: str, target: Path) -> dict[str, Any]:
+    """Copy a small file, local or at a URL, durably; return {num_bytes, sha256}."""
+    with Storage.of(place).open_read(place) as source, target.open("wb") as file:
+        data = source.read()
+        file.write(data)
+        _sync(file)
+    return {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _replace_folder(aside: Path, target: Path) -> None:
@@ -284,6 +301,9 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 
 def _load_whole(path: Path) -> Checkpoint:
+    description = _read_json(path)
+    if VOCABULARY in description["files"]:
+        _check_file(path, description, VOCABULARY)
     return Checkpoint(path, read_description(path), _load_tensors(path, WEIGHTS))
 
 

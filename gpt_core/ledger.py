@@ -1,24 +1,32 @@
 """What is done of a planned-shard job: the memory that makes a killed job cheap to run again.
 
-A worker commits a shard by writing its files and then a small row beside them; the driver
-moves rows into one journal. Either is proof that the shard is whole, so after any kill at most
-the shards that were being written are written again, to the same bytes. The ledger lives in
-the output folder and is removed once the manifest stands.
+A worker commits a shard by writing its files and then a small row beside them; the driver gathers the rows in
+one journal. Either is proof that the shard is whole, so after any kill at most the shards that were being
+written are written again, to the same bytes. The ledger lives in the output folder, local or in an object
+store, and is removed once the manifest stands.
+
+The journal is a local file that only grows. Beside a local output it stays and takes the rows' place, so that a
+resume reads one file; beside a URL, where nothing can be appended to, it is scratch and the rows stay.
 """
 
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gpt_core.errors import StaleOutputError
+from gpt_core.storage import Storage, is_url
 
-_FOLDER = ".progress"
+FOLDER = ".progress"
 _INDEX_DIGITS = 10
+_ROWS_AT_ONCE = 1 << 12
+_THREADS_FOR_OBJECTS = 32
 
 Row = dict[str, Any]
 
@@ -27,16 +35,18 @@ class Ledger:
     """Committed shards of the job that writes `folder`.
 
     Args:
-        folder: Output folder of the job, on storage that all workers share.
+        folder: Output folder or URL of the job, on storage that all workers share.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self._root = Path(folder) / _FOLDER
-        self._rows = self._root / "rows"
-        self._tries = self._root / "tries"
-        self._journal = self._root / "journal"
-        self._job = self._root / "job.json"
+        self._storage = Storage.of(folder)
+        self._root = self._storage.join(FOLDER)
+        self._rows = self._storage.join(FOLDER, "rows")
+        self._tries = self._storage.join(FOLDER, "tries")
+        self._job = self._storage.join(FOLDER, "job.json")
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._journal = Path(self._root) / "journal"
 
     def open(self, settings: dict[str, Any]) -> None:
         """Begin a job with these settings, or take up the one that was begun with them.
@@ -44,12 +54,13 @@ class Ledger:
         Raises:
             StaleOutputError: If the unfinished job in the folder had other settings, naming the first.
         """
-        for folder in (self._rows, self._tries):
-            folder.mkdir(parents=True, exist_ok=True)
-        if not self._job.exists():
-            _write_atomically(self._job, json.dumps(settings, sort_keys=True))
+        if is_url(self.folder):
+            self._scratch = tempfile.TemporaryDirectory(prefix="gpt-herd-ledger-")
+            self._journal = Path(self._scratch.name) / "journal"
+        if not self._storage.exists(self._job):
+            self._write(self._job, json.dumps(settings, sort_keys=True))
             return
-        begun = json.loads(self._job.read_text())
+        begun = json.loads(self._read(self._job))
         if difference := first_difference(begun, settings):
             name, old, new = difference
             raise StaleOutputError(
@@ -60,39 +71,37 @@ class Ledger:
             )
 
     def committed(self, index: int) -> Row | None:
-        """Return the row a worker committed for the shard and the driver has not yet taken, else None."""
-        path = self._rows / f"{index}.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        """Return the row a worker committed for the shard and the journal has not replaced, else None."""
+        path = self._row_path(index)
+        return json.loads(self._read(path)) if self._storage.exists(path) else None
 
     def commit(self, index: int, row: Row) -> None:
         """Record, atomically, that the files of the shard are whole."""
-        _write_atomically(self._rows / f"{index}.json", json.dumps(row))
-        (self._tries / str(index)).unlink(missing_ok=True)
+        self._write(self._row_path(index), json.dumps(row))
+        self._storage.remove(f"{self._tries}/{index}")
 
     def begin_try(self, index: int) -> int:
         """Return how many times the shard has been tried, this time included, also by workers that died."""
-        descriptor = os.open(self._tries / str(index), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            os.write(descriptor, b"+")
-            return os.fstat(descriptor).st_size
-        finally:
-            os.close(descriptor)
+        path = f"{self._tries}/{index}"
+        tries = 1 + (int(self._read(path)) if self._storage.exists(path) else 0)
+        self._write(path, str(tries))
+        return tries
 
     def forget_tries(self) -> None:
         """Give every shard its tries again; a new run of the command may find the cause mended."""
-        shutil.rmtree(self._tries, ignore_errors=True)
-        self._tries.mkdir(parents=True, exist_ok=True)
+        self._storage.remove_folder(self._tries)
 
     def record(self, rows: Iterable[Row]) -> None:
-        """Append rows to the journal durably, then drop the workers' own copies."""
+        """Append rows to the journal durably; where it stays, drop the workers' own copies."""
         taken = list(rows)
-        with self._journal.open("a") as journal:
+        with self._journal.open("ab") as journal:
             for row in taken:
-                journal.write(f"{row['index']:0{_INDEX_DIGITS}d} {json.dumps(row)}\n")
+                journal.write(f"{row['index']:0{_INDEX_DIGITS}d} {json.dumps(row)}\n".encode())
             journal.flush()
             os.fsync(journal.fileno())
-        for row in taken:
-            (self._rows / f"{row['index']}.json").unlink(missing_ok=True)
+        if self._scratch is None:
+            for row in taken:
+                self._storage.remove(self._row_path(row["index"]))
 
     def done(self, num_plans: int) -> np.ndarray:
         """Return a bool mask over the plans; rows that workers left behind are journalled first."""
@@ -100,10 +109,11 @@ class Ledger:
         done = np.zeros(num_plans, dtype=bool)
         for line in self._lines():
             done[int(line[:_INDEX_DIGITS])] = True
-        left = [json.loads(path.read_text()) for path in self._rows.glob("*.json")]
-        self.record(row for row in left if not done[row["index"]])
-        for row in left:
-            done[row["index"]] = True
+        left = (index for index in self._left_behind() if not done[index])
+        with ThreadPoolExecutor(_THREADS_FOR_OBJECTS) as pool:
+            while indices := list(islice(left, _ROWS_AT_ONCE)):
+                self.record(row for row in pool.map(self.committed, indices) if row is not None)
+                done[indices] = True
         return done
 
     def rows(self) -> Iterator[Row]:
@@ -117,11 +127,18 @@ class Ledger:
 
     def remove(self) -> None:
         """Delete the ledger; called once the manifest stands."""
-        shutil.rmtree(self._root, ignore_errors=True)
+        self._storage.remove_folder(self._root)
 
-    def _lines(self) -> Iterator[str]:
+    def _left_behind(self) -> list[int]:
+        """Return the shards whose rows lie beside the journal."""
+        if not self._storage.exists(self._rows):
+            return []
+        names = (name for name, _ in self._storage.list_files(self._rows))
+        return sorted(int(name[: -len(".json")]) for name in names if name[0] != "." and name.endswith(".json"))
+
+    def _lines(self) -> Iterator[bytes]:
         if self._journal.exists():
-            with self._journal.open() as journal:
+            with self._journal.open("rb") as journal:
                 yield from journal
 
     def _mend_journal(self) -> None:
@@ -135,6 +152,16 @@ class Ledger:
             tail = journal.read(tail_bytes)
             journal.truncate(data_bytes - tail_bytes + tail.rfind(b"\n") + 1)
 
+    def _row_path(self, index: int) -> str:
+        return f"{self._rows}/{index}.json"
+
+    def _write(self, path: str, text: str) -> None:
+        self._storage.write_atomically(path, lambda file: file.write(text.encode()))
+
+    def _read(self, path: str) -> bytes:
+        with self._storage.open_read(path) as file:
+            return file.read()
+
 
 def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:
     """Return (dotted name, old value, new value) of the first setting that differs, None if all agree."""
@@ -146,12 +173,3 @@ def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "")
         elif before != after:
             return f"{prefix}{name}", before, after
     return None
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

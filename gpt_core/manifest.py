@@ -9,12 +9,14 @@ digests and its own, so that a flip of any bit in any of them is found when it i
 | shards.arrow | a file of the corpus: shards of each split, and rejects under the split "rejects" |
 | batches.arrow | a record batch, in the order of the shards; read by `verify` and by random access |
 | files.arrow | a source file |
+
+A corpus whose vocabulary is no published one carries it as vocabulary.tiktoken, proved by the tokenizer's digest.
 """
 
 import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +27,7 @@ from gpt_core.errors import CorpusError, RunFailedError
 from gpt_core.ledger import first_difference
 from gpt_core.manifest_tables import FileEntry, ShardEntry, files_table, rows, shard_tables
 from gpt_core.storage import Storage, is_url
+from gpt_core.vocabulary import VOCABULARY
 
 FORMAT = "gpt-herd corpus 1"
 MANIFEST = "manifest.json"
@@ -35,7 +38,10 @@ _REMEDY = "run `herd verify` on the folder; restore it, or delete it and tokeniz
 
 @dataclass(frozen=True, slots=True)
 class TokenizerEntry:
-    """The vocabulary the corpus was made with; ``digest`` does not depend on the backend."""
+    """The vocabulary the corpus was made with; ``digest`` does not depend on the backend.
+
+    ``name`` is as for ``load_tokenizer``; ``VOCABULARY`` in the file stands for the ranks file in the corpus itself.
+    """
 
     name: str
     digest: str
@@ -93,7 +99,7 @@ class Manifest:
         self.fingerprint: str = header["fingerprint"]
         self.root_digest: str = header["root_digest"]
         self.weights: dict[str, float] = header["weights"]
-        self.tokenizer = TokenizerEntry(**header["tokenizer"])
+        self.tokenizer = _found_in(folder, TokenizerEntry(**header["tokenizer"]))
         self.splits = {name: SplitTotals(**totals) for name, totals in header["splits"].items()}
         self.num_documents_in: int = header["documents"]["in"]
         self.num_rejected: int = header["documents"]["rejected"]
@@ -212,6 +218,11 @@ def root_digest(shards: pa.Table, tokenizer_digest: str) -> str:
     """
     columns = ["split", "source", "path", "num_documents", "num_tokens", "xxh3_128"]
     return sha256_hex(_lines([["tokenizer", tokenizer_digest]], rows(shards.select(columns))))
+
+
+def _found_in(folder: str, entry: TokenizerEntry) -> TokenizerEntry:
+    """Return the entry with the place of the vocabulary that the corpus carries, if it carries one, as its name."""
+    return replace(entry, name=Storage.of(folder).join(VOCABULARY)) if entry.name == VOCABULARY else entry
 
 
 def _remove_temporary_files(folder: str) -> None:

@@ -5,21 +5,44 @@ through fsspec. Whoever reads a file sees it whole: a local file gets its name a
 a remote object appears when its upload is complete.
 """
 
+import errno
 import functools
 import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
 
 import pyarrow as pa
 import pyarrow.fs
 
-from gpt_core.errors import CorpusError
+from gpt_core.errors import CorpusError, ResourceError
 
 _SPOOL_BYTES = 16 << 20
+
+
+@contextmanager
+def full_disk_named(place: str, needed: str) -> Iterator[None]:
+    """Turn "no space left" in the block into an error that says where and how much is needed.
+
+    Raises:
+        ResourceError: In place of an OSError for a full disk or quota.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        disk = tempfile.gettempdir() if is_url(place) else place
+        raise ResourceError(
+            disk,
+            f"{error.strerror} ({shutil.disk_usage(disk).free} bytes free)",
+            needed,
+            "make room or choose another output, then run the same command again: finished shards are kept",
+        ) from error
 
 
 def is_url(place: str) -> bool:
@@ -99,6 +122,14 @@ class Storage:
         elif self.is_file(path):
             filesystem, inner = open_filesystem(path)
             filesystem.delete_file(inner)
+
+    def remove_folder(self, folder: str) -> None:
+        """Delete a folder and all below it, if it is there."""
+        if not is_url(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        elif self.exists(folder):
+            filesystem, inner = open_filesystem(folder)
+            filesystem.delete_dir(inner)
 
     def _information(self, url: str) -> pyarrow.fs.FileInfo:
         filesystem, inner = open_filesystem(url)

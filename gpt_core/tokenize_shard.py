@@ -5,12 +5,8 @@ shards, or how often it was killed before. A plan done again makes the same file
 """
 
 import dataclasses
-import errno
 import random
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,11 +16,11 @@ import xxhash
 from gpt_core.document_batch import DocumentBatch, ReadingOptions
 from gpt_core.document_tails import cut_tails
 from gpt_core.documents import read_batches
-from gpt_core.errors import ResourceError, SettingsError
+from gpt_core.errors import SettingsError
 from gpt_core.rejects import RejectWriter
 from gpt_core.shard_plan import ShardPlan
 from gpt_core.shards import ShardWriter, with_end_of_text
-from gpt_core.storage import Storage, is_url
+from gpt_core.storage import Storage, full_disk_named
 from gpt_core.tokenizer import Backend, Ids, Tokenizer, load_tokenizer
 
 CHECKED_SHARE = 1 / 256
@@ -89,7 +85,8 @@ class ShardTokenizer:
             CorpusError: An input file has gone or changed.
             ResourceError: The disk is full; no temporary file is left.
         """
-        with _full_disk_named(self._options.output, plan):
+        needed = f"about {plan.num_bytes} bytes for shard {plan.index}, and as much for each other worker's"
+        with full_disk_named(self._options.output, needed):
             try:
                 return self._attempt(plan, self._tokenizer)
             except _DisagreementError as difference:
@@ -237,20 +234,3 @@ def held_out_documents(texts: list[str], fraction: float, seed: int) -> np.ndarr
     limit = round(fraction * 2**64)
     digest = xxhash.xxh3_64_intdigest
     return np.fromiter((digest(text.encode("utf-8"), seed) < limit for text in texts), bool, len(texts))
-
-
-@contextmanager
-def _full_disk_named(output: str, plan: ShardPlan) -> Iterator[None]:
-    """Turn "no space left" into an error that says where and how much."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        place = tempfile.gettempdir() if is_url(output) else output
-        raise ResourceError(
-            place,
-            f"{error.strerror} ({shutil.disk_usage(place).free} bytes free) at shard {plan.index}",
-            f"about {plan.num_bytes} bytes for each worker's shard, and room for the corpus",
-            "make room or choose another output, then run the same command again: finished shards are kept",
-        ) from error

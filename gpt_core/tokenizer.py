@@ -18,12 +18,15 @@ from numpy.typing import NDArray
 from tiktoken_ext import openai_public
 
 from gpt_core.errors import ResourceError, SettingsError
+from gpt_core.storage import Storage, is_url
 from gpt_core.vocabulary import END_OF_TEXT, digest_ranks, gpt2_ranks, read_ranks
 
 Backend = Literal["auto", "tiktoken", "gigatoken"]
 Ids = NDArray[np.unsignedinteger]
 IdType = type[np.uint16] | type[np.uint32]
 GPT2_PATTERN = openai_public.r50k_pat_str
+PUBLISHED = ("gpt2", "bytes")
+"""Names of tokenizers that every installation has; any other name is that of a ranks file."""
 
 
 # What the splitting pattern's \\s matches (Unicode White_Space; Python's own \\s differs by U+001C..U+001F).
@@ -67,7 +70,7 @@ def load_tokenizer(name: str, backend: Backend = "tiktoken") -> Tokenizer:
     """Build the tokenizer called ``name`` from files on this machine.
 
     Args:
-        name: "gpt2", "bytes", or the path of a ranks file in tiktoken's format (split by GPT-2's pattern).
+        name: "gpt2", "bytes", or the path or URL of a ranks file in tiktoken's format (split by GPT-2's pattern).
         backend: "tiktoken" is the reference, "gigatoken" the fast one, "auto" the fast one if installed.
 
     Raises:
@@ -203,8 +206,8 @@ def split_long_space(text: str) -> list[str]:
 def _load_reference(name: str) -> TiktokenTokenizer:
     if name == "gpt2":
         return TiktokenTokenizer(name, gpt2_ranks())
-    path = Path(name).expanduser()
-    if not path.is_file():
+    path = name if is_url(name) else str(Path(name).expanduser())
+    if not Storage.of(path).is_file(path):
         raise SettingsError(
             f"tokenizer {name!r}", "no such name or file", "'gpt2', 'bytes' or a ranks file", "check the path"
         )

@@ -20,6 +20,8 @@ from gpt_core.errors import CorpusError
 from gpt_core.manifest import MANIFEST, Manifest
 from gpt_core.shards import ShardReader
 from gpt_core.storage import Storage
+from gpt_core.tokenizer import GPT2_PATTERN
+from gpt_core.vocabulary import VOCABULARY, digest_formatted
 
 _CHUNK_BYTES = 1 << 20  # stays in the second-level cache between the read and the digest
 _TABLES = ("shards", "batches", "files")
@@ -72,7 +74,7 @@ def verify(folder: str, num_threads: int = 1) -> list[Damage]:
         corpus = manifest.read(folder)
     except CorpusError as error:
         return [Damage(MANIFEST, None, None, error.found)]
-    damage = list(_damaged_tables(corpus))
+    damage = [*_damaged_tables(corpus), *_damaged_vocabulary(corpus)]
     if any(found.file in ("shards.arrow", "batches.arrow") for found in damage):
         return damage  # nothing left to hold the shards against
     return damage + _damaged_files(corpus, num_threads) + list(_unlisted_files(corpus))
@@ -84,6 +86,19 @@ def _damaged_tables(corpus: Manifest) -> Iterator[Damage]:
             getattr(corpus, name)
         except CorpusError as error:
             yield Damage(f"{name}.arrow", None, None, error.found)
+
+
+def _damaged_vocabulary(corpus: Manifest) -> Iterator[Damage]:
+    if corpus.header["tokenizer"]["name"] != VOCABULARY:
+        return
+    try:
+        with Storage.of(corpus.folder).open_read(corpus.tokenizer.name) as file:
+            digest = digest_formatted(file.read(), GPT2_PATTERN)
+    except OSError as error:
+        yield Damage(VOCABULARY, None, None, f"cannot be read: {error.strerror or error}")
+        return
+    if digest != corpus.tokenizer.digest:
+        yield Damage(VOCABULARY, None, None, "bytes differ")
 
 
 def _damaged_files(corpus: Manifest, num_threads: int) -> list[Damage]:

@@ -13,7 +13,10 @@ import json
 from pathlib import Path
 
 from gpt_core.errors import CorpusError, ResourceError
+from gpt_core.storage import Storage
 
+VOCABULARY = "vocabulary.tiktoken"
+"""Name of the ranks file that a corpus or a checkpoint carries when its vocabulary is not a published one."""
 END_OF_TEXT = "<|endoftext|>"
 GPT2_FILES_SHA256 = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -39,14 +42,15 @@ def gpt2_ranks() -> dict[bytes, int]:
     return {bytes(bytes_of[character] for character in name): rank for rank, name in enumerate(names)}
 
 
-def read_ranks(path: Path) -> dict[bytes, int]:
-    """Read a ranks file in tiktoken's format: a line a token, base64 bytes, a space, the rank.
+def read_ranks(path: str | Path) -> dict[bytes, int]:
+    """Read a ranks file, local or at a URL, in tiktoken's format: a line a token, base64 bytes, a space, the rank.
 
     Raises:
         CorpusError: The file or a byte is missing, a line is malformed, or ranks are not dense from 0.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        with Storage.of(path).open_read(str(path)) as file:
+            lines = file.read().splitlines()
     except OSError as error:
         raise CorpusError(
             str(path),
@@ -74,8 +78,13 @@ def digest_ranks(ranks: dict[bytes, int], pattern: str) -> str:
 
     That is the ranks, the splitting pattern, and the end-of-text token (the id after the last rank).
     """
-    digest = hashlib.sha256(format_ranks(ranks))
-    digest.update(pattern.encode("utf-8") + b"\0" + END_OF_TEXT.encode("ascii") + b" %d\n" % len(ranks))
+    return digest_formatted(format_ranks(ranks), pattern)
+
+
+def digest_formatted(ranks: bytes, pattern: str) -> str:
+    """Return the digest of a vocabulary from the bytes of its ranks file, as ``format_ranks`` makes them."""
+    digest = hashlib.sha256(ranks)
+    digest.update(pattern.encode("utf-8") + b"\0" + END_OF_TEXT.encode("ascii") + b" %d\n" % ranks.count(b"\n"))
     return digest.hexdigest()
 
 
@@ -112,7 +121,7 @@ def _published_file(name: str) -> bytes:
     return contents
 
 
-def _parse_rank(path: Path, number: int, line: bytes) -> tuple[bytes, int]:
+def _parse_rank(path: str | Path, number: int, line: bytes) -> tuple[bytes, int]:
     try:
         token, rank = line.split()
         return base64.b64decode(token, validate=True), int(rank)
@@ -125,7 +134,7 @@ def _parse_rank(path: Path, number: int, line: bytes) -> tuple[bytes, int]:
         ) from error
 
 
-def _check_ranks(path: Path, ranks: dict[bytes, int]) -> None:
+def _check_ranks(path: str | Path, ranks: dict[bytes, int]) -> None:
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise CorpusError(
             str(path),
