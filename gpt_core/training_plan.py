@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from gpt_core.errors import CheckpointError, SettingsError
-from gpt_core.ledger import first_difference
 from gpt_core.presets import ModelShape
 from gpt_core.schedule import BatchRamp, Recipe, is_power_of_two
 
@@ -178,6 +177,8 @@ def check_resume(path: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     Raises:
         CheckpointError: Names the first setting that differs, both values, and what to do.
     """
+    from gpt_core.ledger import first_difference  # here, so that the learner loads with torch and NumPy alone
+
     if difference := first_difference(old, new):
         name, before, after = difference
         raise CheckpointError(
