@@ -65,9 +65,7 @@ class Flags:
             elif flags:
                 flags[-1].values.append(word)
             else:
-                text = sentence(
-                    repr(word), "a word before any flag", "--section.field VALUE", "put a flag before it"
-                )
+                text = sentence(repr(word), "a word before any flag", "--section.field VALUE", "put a flag before it")
                 self.mistakes.append(Mistake(text, (), (1, rank)))
         return flags
 
@@ -93,15 +91,11 @@ class Flags:
         node = self._schema.find(path)
         if node is None:
             near = self._schema.nearest(path)
-            self._mistake(
-                flag, "no such setting", "a known one", f"did you mean --{near}?" if near else "remove it"
-            )
+            self._mistake(flag, "no such setting", "a known one", f"did you mean --{near}?" if near else "remove it")
             return
         kinds = self._schema.kinds(node)
         if flag.negated and (flag.values or "boolean" not in kinds):
-            self._mistake(
-                flag, "--no-", "it alone, before a true-or-false setting", f"write --{'.'.join(path)} VALUE"
-            )
+            self._mistake(flag, "--no-", "it alone, before a true-or-false setting", f"write --{'.'.join(path)} VALUE")
             return
         if "boolean" in kinds and not flag.values:
             flag.values.append("false" if flag.negated else "true")
@@ -123,9 +117,7 @@ class Flags:
     def _list(self, flag: Flag, path: Path, node: Node) -> Any:
         """Return the list so far with this flag's values at its end, each a word or a YAML list."""
         if not flag.values:
-            return self._mistake(
-                flag, "no value", self._schema.describe(path, node), "write [] for an empty list"
-            )
+            return self._mistake(flag, "no value", self._schema.describe(path, node), "write [] for an empty list")
         values: list[Any] = list(self.settings.get(path) or [])
         for text in flag.values:
             if text.startswith("["):
@@ -159,9 +151,7 @@ class Flags:
         try:
             return self._literal_value(flag, yaml.compose(text, Loader=yaml_scalars.Loader), node)
         except (yaml.YAMLError, RecursionError):
-            return self._mistake(
-                flag, f"no YAML: {text}", "a list [a, b] or a mapping {a: b}", "close each bracket"
-            )
+            return self._mistake(flag, f"no YAML: {text}", "a list [a, b] or a mapping {a: b}", "close each bracket")
 
     def _literal_value(self, flag: Flag, literal: yaml.Node | None, node: Node | None) -> Any:
         child = self._schema.child

@@ -48,9 +48,7 @@ def _section(name: str, doc: str, rows: list[tuple[str, str]]) -> str:
     return "\n".join([f"{name}: {doc}" if doc else name, *lines])
 
 
-def _sections(
-    schema: Schema, node: Node, path: Path, default: Any
-) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
+def _sections(schema: Schema, node: Node, path: Path, default: Any) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
     """Yield each section's name, its text and its settings, the outer before the inner."""
     section = schema.section(node) or {"properties": {}}
     rows: list[tuple[str, str]] = []
