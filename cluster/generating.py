@@ -1,53 +1,36 @@
 """`herd generate`: prompts and a checkpoint to a dataset of completions, through Ray Serve.
 
-A planned-shard job: each plan is a range of prompts, its actor sends them to the deployment and
-commits one file. A row depends on the checkpoint, the sampling settings and its own id, so the
-dataset is the same for any number of replicas and actors, and after any crash.
+A planned-shard job: each plan is a range of prompts, its actor (``cluster.prompt_completer``) sends
+them to the deployment and commits one file. A row depends on the checkpoint, the sampling settings
+and its own id, so the dataset is the same for any number of replicas and actors, and after any crash.
 """
 
 import functools
 import json
-import uuid
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
+from cluster.prompt_completer import Completing, PromptCompleter
 from cluster.record_book import Run
 from cluster.serving import handles_only
 from cluster.session import Cluster
 from cluster.shard_job import ShardJob, run_shard_job
 from gpt_core import checkpoint, sealed_json
-from gpt_core.digests import sha256_hex, xxh3_128_hex
+from gpt_core.digests import sha256_hex
 from gpt_core.errors import CorpusError, StaleOutputError
-from gpt_core.generation import Completion, GenerationRequest, Sampling
+from gpt_core.generation import Sampling
 from gpt_core.ledger import Row, first_difference
-from gpt_core.prompts import Prompt, RejectedPrompt, read_prompts
+from gpt_core.prompt_files import list_prompt_files
+from gpt_core.prompts import PromptScan, scan_prompts
 from gpt_core.settings import GenerateSettings, SamplingSettings
+from gpt_core.sole_writer import sole_writer
 from gpt_core.storage import Storage
-from gpt_core.tokenizer import load_tokenizer
 
 MANIFEST = "manifest.json"
-_APPLICATION = "herd-generate"
-_PROMPTS_PER_CALL = 8
-_CALLS_IN_FLIGHT = 8
-_CALL_TRIES = 5
-
-_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("sample", pa.int32()),
-        ("prompt", pa.string()),
-        ("text", pa.string()),
-        ("token_ids", pa.list_(pa.int32())),
-        ("finish_reason", pa.string()),
-        ("seed", pa.int64()),
-        ("logprobs", pa.list_(pa.float32())),
-    ]
-)
+_LOCK = ".job"
+_LOCK_PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +39,7 @@ class Inputs:
 
     checkpoint: Path
     tokenizer: str
-    prompts: list[Prompt]
-    rejects: list[RejectedPrompt]
+    scan: PromptScan
     decisive: dict[str, Any]
 
 
@@ -80,28 +62,34 @@ def resolve(settings: GenerateSettings) -> Inputs:
         CorpusError: If a prompt file is missing, or no prompt can be used.
     """
     loaded = checkpoint.load(settings.checkpoint)
-    prompts, rejects = read_prompts(settings.prompts, sampling_of(settings.sampling))
-    if not prompts:
+    scan = scan_prompts(settings.prompts, sampling_of(settings.sampling), settings.prompts_per_shard)
+    if not scan.num_prompts:
         raise CorpusError(
             ", ".join(settings.prompts),
-            f"no prompt ({len(rejects)} rows set aside)",
-            "a prompt a line",
+            f"no prompt ({_told(scan)})",
+            "a prompt a line or row",
             "add one",
         )
     decisive = {
         "checkpoint": checkpoint.weights_digest(loaded.path),
-        "prompts": sha256_hex(repr(prompt).encode() for prompt in prompts),
+        "prompts": scan.digest,
         "prompts_per_shard": settings.prompts_per_shard,
         "format": settings.format,
         "sampling": settings.sampling.model_dump(mode="json"),
         "precision": settings.engine.precision,
     }
-    return Inputs(loaded.path, loaded.tokenizer["name"], prompts, rejects, decisive)
+    return Inputs(loaded.path, loaded.tokenizer["name"], scan, decisive)
+
+
+def _told(scan: PromptScan) -> str:
+    first = scan.rejects[0] if scan.rejects else None
+    told = f"{len(scan.rejects)} rows set aside"
+    return f"{told}, the first at {first.file}:{first.line}: {first.reason}" if first else told
 
 
 def check_prompts(settings: GenerateSettings) -> None:
-    """Raise CorpusError for prompt files that cannot be read, long before a checkpoint is there."""
-    read_prompts(settings.prompts, sampling_of(settings.sampling))
+    """Raise CorpusError for prompt files that are not there, long before a checkpoint is."""
+    list_prompt_files(settings.prompts)
 
 
 def sampling_of(settings: SamplingSettings) -> Sampling:
@@ -132,17 +120,33 @@ def finished(settings: GenerateSettings, inputs: Inputs) -> Generated | None:
 
 def perform(settings: GenerateSettings, inputs: Inputs, cluster: Cluster, run: Run) -> Generated:
     """Complete every prompt, commit the dataset, record it in the run, and return what it holds."""
-    size = settings.prompts_per_shard
-    plans = [tuple(inputs.prompts[first : first + size]) for first in range(0, len(inputs.prompts), size)]
+    with sole_writer(settings.output, _LOCK, _LOCK_PATIENCE_SECONDS):
+        return _perform(settings, inputs, cluster, run)
+
+
+def _perform(settings: GenerateSettings, inputs: Inputs, cluster: Cluster, run: Run) -> Generated:
+    engine = settings.engine
+    # A name of its own: a shared cluster may run several jobs, and a rerun takes over what a killed one left there.
+    application = f"herd-generate-{sha256_hex([settings.output.encode()])[:12]}"
+    completing = Completing(
+        folder=settings.output,
+        file_format=settings.format,
+        application=application,
+        tokenizer=inputs.tokenizer,
+        checkpoint=inputs.decisive["checkpoint"],
+        files=inputs.scan.files,
+        sampling=sampling_of(settings.sampling),
+        prompts_in_flight=engine.num_slots * (engine.max_replicas or engine.num_replicas),
+    )
     job = ShardJob(
         title="generate",
         folder=settings.output,
         settings=inputs.decisive,
-        plans=list(enumerate(plans)),
-        make_worker=functools.partial(PromptCompleter, settings.output, settings.format, inputs.tokenizer),
+        plans=list(enumerate(inputs.scan.ranges)),
+        make_worker=functools.partial(PromptCompleter, completing),
         pool=settings.pool,
     )
-    with handles_only(str(inputs.checkpoint), settings.engine, cluster, _APPLICATION):
+    with handles_only(str(inputs.checkpoint), engine, cluster, application):
         ledger = run_shard_job(job, cluster)
     generated = _commit(settings, inputs, sorted(ledger.rows(), key=lambda row: row["index"]))
     ledger.remove()
@@ -150,98 +154,13 @@ def perform(settings: GenerateSettings, inputs: Inputs, cluster: Cluster, run: R
     return generated
 
 
-class PromptCompleter:
-    """Completes a range of prompts through the deployment and commits their file; one an actor."""
-
-    def __init__(self, folder: str, file_format: str, tokenizer: str) -> None:
-        from ray import serve
-
-        self._storage = Storage.of(folder)
-        self._format = file_format
-        self._tokenizer = load_tokenizer(tokenizer)
-        self._handle = serve.get_app_handle(_APPLICATION)
-
-    def __call__(self, plan: tuple[int, tuple[Prompt, ...]]) -> Row:
-        """Write rows/NNNNNNNN.jsonl (or .arrow) atomically and return its counts and digest."""
-        index, prompts = plan
-        completions = list(self._completions(prompts))
-        rows = [_row(prompt, done) for prompt, samples in completions for done in samples if done.error is None]
-        refused = [(prompt.id, done.error) for prompt, samples in completions for done in samples if done.error]
-        path = f"rows/{index:08d}.{self._format}"
-        data = _encoded(rows, self._format)
-        self._storage.write_atomically(self._storage.join(path), lambda file: file.write(data))
-        return {
-            "path": path,
-            "num_rows": len(rows),
-            "num_tokens": sum(len(row["token_ids"]) for row in rows),
-            "num_bytes": len(data),
-            "xxh3_128": xxh3_128_hex(data),
-            "refused": refused,
-            "samples": rows[:3],
-        }
-
-    def _completions(self, prompts: tuple[Prompt, ...]) -> Iterator[tuple[Prompt, list[Completion]]]:
-        """Yield the samples of each prompt in order, with a bounded number of calls in flight."""
-        calls = deque(prompts[first : first + _PROMPTS_PER_CALL] for first in range(0, len(prompts), _PROMPTS_PER_CALL))
-        flying: deque[tuple[tuple[Prompt, ...], Any]] = deque()
-        while calls or flying:
-            while calls and len(flying) < _CALLS_IN_FLIGHT:
-                chunk = calls.popleft()
-                flying.append((chunk, self._send(chunk)))
-            chunk, response = flying.popleft()
-            yield from zip(chunk, self._answer(chunk, response), strict=True)
-
-    def _send(self, chunk: tuple[Prompt, ...]) -> Any:
-        return self._handle.complete.remote([self._request(prompt) for prompt in chunk])
-
-    def _answer(self, chunk: tuple[Prompt, ...], response: Any) -> list[list[Completion]]:
-        """Wait for a call; one whose replica died is sent again and gives the same text."""
-        from ray.exceptions import RayActorError, RayTaskError
-
-        for _ in range(_CALL_TRIES - 1):
-            try:
-                return response.result()
-            except RayTaskError:
-                raise
-            except RayActorError:
-                response = self._send(chunk)
-        return response.result()
-
-    def _request(self, prompt: Prompt) -> GenerationRequest:
-        ids = tuple(self._tokenizer.encode(prompt.text).tolist())
-        # An id of its own for each call: a repeated call may meet the first one still running.
-        return GenerationRequest(id=uuid.uuid4().hex, prompt_ids=ids, sampling=prompt.sampling, key=prompt.id)
-
-
-def _row(prompt: Prompt, done: Completion) -> dict[str, Any]:
-    return {
-        "id": prompt.id,
-        "sample": done.sample,
-        "prompt": prompt.text,
-        "text": done.text,
-        "token_ids": list(done.token_ids),
-        "finish_reason": done.finish_reason,
-        "seed": prompt.sampling.seed,
-        "logprobs": None if done.logprobs is None else [entry.logprob for entry in done.logprobs],
-    }
-
-
-def _encoded(rows: list[dict[str, Any]], file_format: str) -> bytes:
-    if file_format == "jsonl":
-        return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, _SCHEMA) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
-    return sink.getvalue().to_pybytes()
-
-
 def _commit(settings: GenerateSettings, inputs: Inputs, rows: list[Row]) -> Generated:
     """Write the rejects, then the manifest; where it stands the dataset is complete."""
-    rejects = [
-        *map(asdict, inputs.rejects),
-        *({"id": name, "reason": why} for row in rows for name, why in row["refused"]),
-    ]
+    rejects = [*map(asdict, inputs.scan.rejects), *(reject for row in rows for reject in row["refused"])]
+    rejects.sort(key=lambda reject: (reject["file"], reject["line"]))
     _write_rejects(Storage.of(settings.output), rejects)
+    for abandoned in Path(settings.output).glob("rows/.*.tmp"):  # by workers that were killed
+        abandoned.unlink(missing_ok=True)
     columns = ("path", "num_rows", "num_tokens", "num_bytes", "xxh3_128")
     shards = [{name: row[name] for name in columns} for row in rows]
     generated = Generated(

@@ -14,6 +14,7 @@ Tokens are ranked by logit, equal ones by id. Shapes: R rows, V vocabulary (a mu
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -255,6 +256,11 @@ def token_logprobs(logits_RV: Tensor, token_ids: Sequence[int], num_alternatives
     logprobs_RK = (values_RK.double() - offsets_R1).float().tolist()
     columns = zip(token_ids, chosen_R1[:, 0].tolist(), best_RK.tolist(), logprobs_RK, num_alternatives, strict=True)
     return [
-        TokenLogprob(token, chosen, tuple(zip(best[:count], values[:count], strict=True)))
+        TokenLogprob(token, chosen, _possible(best[:count], values[:count]))
         for token, chosen, best, values, count in columns
     ]
+
+
+def _possible(ids: list[int], logprobs: list[float]) -> tuple[tuple[int, float], ...]:
+    """Leave out the ids that only round the vocabulary up."""
+    return tuple((i, logprob) for i, logprob in zip(ids, logprobs, strict=True) if logprob > -math.inf)

@@ -21,6 +21,7 @@ def tensors_of(*blocks):
     return [tensor for block in blocks for tensor in (*block.keys, *block.values)]
 
 
+@torch.inference_mode()
 def fill(*blocks):
     for tensor in tensors_of(*blocks):
         tensor.normal_()
