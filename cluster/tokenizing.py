@@ -1,7 +1,7 @@
 """`herd tokenize`: text to Arrow shards and a manifest, on the actors of a cluster."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from cluster.session import Cluster
 from cluster.shard_job import ShardJob, run_shard_job
 from gpt_core import manifest
 from gpt_core.errors import CorpusError, StaleOutputError
-from gpt_core.ledger import Ledger
+from gpt_core.ledger import Ledger, Row
 from gpt_core.manifest import FileEntry, Manifest, ManifestContents, ShardEntry, TokenizerEntry
 from gpt_core.settings import TokenizeSettings
 from gpt_core.shard_plan import ShardPlans, plan_shards
@@ -76,7 +76,7 @@ def finished(settings: TokenizeSettings, inputs: Inputs) -> Tokenized | None:
     match manifest.compare(settings.output, inputs.decisive, inputs.plans.fingerprint):
         case manifest.Same(found):
             Ledger(settings.output).remove()  # a kill right after the commit leaves it
-            return _summary(found)
+            return summary_of(found)
         case manifest.Differs(name, old, new):
             raise StaleOutputError(
                 f"{settings.output}: {name}",
@@ -91,9 +91,30 @@ def finished(settings: TokenizeSettings, inputs: Inputs) -> Tokenized | None:
 def perform(settings: TokenizeSettings, inputs: Inputs, cluster: Cluster, run: Run) -> Tokenized:
     """Tokenize every plan, commit the corpus, record it in the run and return what it holds."""
     carried = _carry_vocabulary(settings.output, inputs.tokenizer)
-    options = TokenizeOptions(
+    vocabulary = Storage.of(settings.output).join(carried) if carried else settings.tokenizer.name
+    job = ShardJob(
+        title="tokenize",
+        folder=settings.output,
+        settings={**inputs.decisive, "input": inputs.plans.fingerprint},
+        plans=inputs.plans,
+        make_worker=functools.partial(ShardTokenizer, options_for(settings, inputs, vocabulary)),
+        pool=settings.pool,
+    )
+    ledger = run_shard_job(job, cluster)
+    _check_documents(settings, ledger.rows())
+    written = manifest.write(
+        settings.output, contents_of(settings, inputs, ledger.rows, carried or inputs.tokenizer.name)
+    )
+    ledger.remove()
+    _record(run, settings, written)
+    return summary_of(written)
+
+
+def options_for(settings: TokenizeSettings, inputs: Inputs, vocabulary: str) -> TokenizeOptions:
+    """Return what a worker is told; `vocabulary` is the tokenizer's name, or where the corpus carries its ranks."""
+    return TokenizeOptions(
         output=settings.output,
-        tokenizer=Storage.of(settings.output).join(carried) if carried else settings.tokenizer.name,
+        tokenizer=vocabulary,
         backend=settings.tokenizer.backend,
         validation_fraction=settings.validation_fraction,
         validation_tail=settings.validation_tail,
@@ -101,19 +122,6 @@ def perform(settings: TokenizeSettings, inputs: Inputs, cluster: Cluster, run: R
         max_document_bytes=settings.max_document_bytes,
         tokenizer_digest=inputs.tokenizer.digest,
     )
-    job = ShardJob(
-        title="tokenize",
-        folder=settings.output,
-        settings={**inputs.decisive, "input": inputs.plans.fingerprint},
-        plans=inputs.plans,
-        make_worker=functools.partial(ShardTokenizer, options),
-        pool=settings.pool,
-    )
-    ledger = run_shard_job(job, cluster)
-    written = _commit(settings, inputs, ledger, carried or inputs.tokenizer.name)
-    ledger.remove()
-    _record(run, settings, written)
-    return _summary(written)
 
 
 def _carry_vocabulary(output: str, tokenizer: Tokenizer) -> str | None:
@@ -125,26 +133,27 @@ def _carry_vocabulary(output: str, tokenizer: Tokenizer) -> str | None:
     return VOCABULARY
 
 
-def _commit(settings: TokenizeSettings, inputs: Inputs, ledger: Ledger, vocabulary: str) -> Manifest:
+def contents_of(
+    settings: TokenizeSettings, inputs: Inputs, rows: Callable[[], Iterable[Row]], vocabulary: str
+) -> ManifestContents:
+    """Return what the manifest says of the shards whose rows `rows` gives anew each time it is called."""
     tokenizer = inputs.tokenizer
-    documents = _checked_documents(settings, ledger)
-    contents = ManifestContents(
+    return ManifestContents(
         settings=inputs.decisive,
         input_fingerprint=inputs.plans.fingerprint,
         weights={source.name: source.weight for source in settings.named_sources()},
         tokenizer=TokenizerEntry(vocabulary, tokenizer.digest, tokenizer.vocabulary_size, tokenizer.end_of_text),
-        shards=_entries(ledger),
+        shards=_entries(rows()),
         files=(FileEntry(file.source, file.root, file.name, file.num_bytes) for file in inputs.plans.files),
-        num_documents_in=documents,
-        notes={"warnings": [warning for row in ledger.rows() for warning in row["warnings"]]},
+        num_documents_in=sum(row["num_documents_in"] for row in rows()),
+        notes={"warnings": [warning for row in rows() for warning in row["warnings"]]},
     )
-    return manifest.write(settings.output, contents)
 
 
-def _checked_documents(settings: TokenizeSettings, ledger: Ledger) -> int:
-    """Return the documents met; CorpusError where too many were set aside, or none was kept."""
+def _check_documents(settings: TokenizeSettings, rows: Iterable[Row]) -> None:
+    """Raise CorpusError where too many documents were set aside, or none was kept."""
     documents = rejected = 0
-    for row in ledger.rows():
+    for row in rows:
         documents += row["num_documents_in"]
         rejected += row["num_rejected"]
     if documents == rejected:
@@ -161,16 +170,16 @@ def _checked_documents(settings: TokenizeSettings, ledger: Ledger) -> int:
             f"at most a share of {settings.max_reject_share}",
             "look into its rejects folder; mend the input or raise the limit",
         )
-    return documents
 
 
-def _entries(ledger: Ledger) -> Iterator[ShardEntry]:
-    for row in ledger.rows():
+def _entries(rows: Iterable[Row]) -> Iterator[ShardEntry]:
+    for row in rows:
         for file in row["files"]:
             yield ShardEntry(file["split"], row["source"], row["index"], file["path"], ShardStats(**file["stats"]))
 
 
-def _summary(written: Manifest) -> Tokenized:
+def summary_of(written: Manifest) -> Tokenized:
+    """Return what a corpus holds, over all splits."""
     splits = written.splits.values()
     return Tokenized(
         written.root_digest,
