@@ -15,7 +15,7 @@ from gpt_core.reduction import Ranks
 def run_on_ranks(num_ranks: int, work: Callable[..., Any], *arguments: Any) -> Any:
     """Return ``work(ranks, *arguments)`` of rank 0, called in as many processes; in this one for one rank.
 
-    The function must be importable by its name.
+    The function must be importable by its name, its result small (less than a pipe holds).
 
     Raises:
         Exception: The first one that a rank raised.

@@ -7,19 +7,27 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.pretraining import PATIENCE_SECONDS, ROOT, Command
+from tests.chaos.pretraining import ROOT, Command, seconds_to_next_step
 
 # Long enough that the run is still at work when the second node has come.
 LONGER = ["--train.num_steps", "800", "--train.checkpoint_every_steps", "20", "--train.num_workers", "[1, 2]"]
 _UNSHARE = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
 
-def perform(words: list[str], output: Path, folder: Path) -> str:
-    """Train with the words while the node is lost and found; return what the command said."""
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What happened: what the command said, and how long it stood still after the crash."""
+
+    said: str
+    seconds_after_crash: float
+
+
+def perform(words: list[str], output: Path, folder: Path) -> Story:
+    """Train with the words while the node is lost and found."""
     inside = 'ip link set lo up; exec "$@"'
     with tempfile.TemporaryDirectory(prefix="herd-", ignore_cleanup_errors=True) as ray_folder:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
@@ -32,7 +40,7 @@ def perform(words: list[str], output: Path, folder: Path) -> str:
     log = folder / "log"
     said = log.read_text() if log.exists() else ""
     assert done.returncode == 0, said + done.stdout + done.stderr
-    return said
+    return Story(said, float(done.stdout.split()[-1]))
 
 
 def _main(output: Path, folder: Path, words: list[str]) -> None:
@@ -44,44 +52,14 @@ def _main(output: Path, folder: Path, words: list[str]) -> None:
     environment = {name: os.environ[name] for name in os.environ if name.startswith("RAY_")}
     words = [*words, "--cluster.address", str(cluster.address)]
     command = Command(words, output, folder / "log", **environment)
-    seconds = {}
     command.wait_for_step(50)
-    seconds["crash"] = _until_next_step(output, lambda: cluster.remove_node(second, allow_graceful=False))
-    started = time.monotonic()
+    seconds = seconds_to_next_step(output, lambda: cluster.remove_node(second, allow_graceful=False))
     cluster.add_node(**node)
-    command.wait_until(lambda: "going on with 2 worker(s)" in command.said)
-    seconds["growth noticed"] = time.monotonic() - started
     code = command.wait()
-    with (folder / "log").open("a") as log:
-        log.write(f"seconds: {seconds}\n")
     command.end()
     cluster.shutdown()
+    print(seconds)  # noqa: T201
     sys.exit(code)
-
-
-def _until_next_step(output: Path, harm: Any) -> float:
-    """Return the seconds from the harm to the first step that is logged after it by the new workers."""
-    journal = output / "metrics.jsonl"
-    harm()
-    began = time.monotonic()
-    num_lines = _num_lines_at_rest(journal)
-    while _num_lines(journal) <= num_lines:
-        assert time.monotonic() - began < PATIENCE_SECONDS
-        time.sleep(0.01)
-    return time.monotonic() - began
-
-
-def _num_lines_at_rest(journal: Path) -> int:
-    """Return the journal's lines once it has not grown for half a second."""
-    before = -1
-    while (now := _num_lines(journal)) != before:
-        before = now
-        time.sleep(0.5)
-    return now
-
-
-def _num_lines(journal: Path) -> int:
-    return journal.read_bytes().count(b"\n")
 
 
 if __name__ == "__main__":

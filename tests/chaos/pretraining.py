@@ -210,6 +210,21 @@ def newest_logged_step(output: Path) -> int:
     return max(steps, default=0)
 
 
+def seconds_to_next_step(output: Path, harm: Callable[[], object]) -> float:
+    """Do harm to a run and return the seconds until its next step is logged, which may be one done before."""
+    journal = output / training.METRICS
+    began = time.monotonic()
+    harm()
+    before = -1
+    while (at_rest := _num_bytes(journal)) != before:
+        before = at_rest
+        time.sleep(0.5)
+    while _num_bytes(journal) == at_rest:
+        assert time.monotonic() - began < PATIENCE_SECONDS
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
 def is_writing(output: Path) -> bool:
     """Tell whether a checkpoint is half written."""
     return any((output / checkpoint.CHECKPOINTS).glob("aside-*"))

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def tally(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     """Collect the hash of every schedule and print what they have come to."""
     hashes: list[str] = []
     yield hashes
-    terminal = request.config.pluginmanager.getplugin("terminalreporter")
+    terminal: Any = request.config.pluginmanager.getplugin("terminalreporter")
     if terminal is not None and hashes:
         terminal.write_line(f"\n{len(hashes)} schedule(s) of kills, hashes: {', '.join(sorted(set(hashes)))}")
 
@@ -169,7 +170,7 @@ def test_a_node_that_crashes_and_one_that_joins_change_the_workers_and_no_bit(co
         pytest.skip(reason)
     output = tmp_path / "run"
     words = words_for(tmp_path, corpus, output, *losing_a_node.LONGER)
-    said = losing_a_node.perform(words, output, tmp_path)
+    said = losing_a_node.perform(words, output, tmp_path).said
     assert "going on with 1 worker(s) instead of 2" in said
     assert "going on with 2 worker(s) instead of 1" in said
     calm_words = words_for(tmp_path, corpus, tmp_path / "unused", *losing_a_node.LONGER)
