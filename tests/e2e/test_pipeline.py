@@ -198,6 +198,19 @@ def test_more_workers_than_cpus_are_refused(calm: Path, tmp_path: Path) -> None:
     assert "found a need of 4 CPUs; expected at most the 1 CPUs" in done.err
 
 
+@pytest.mark.timeout(300)
+def test_a_run_that_fails_says_where_in_one_line_and_exits_1(calm: Path, tmp_path: Path) -> None:
+    words = ["--corpus", str(calm / "out" / "corpus"), "--output", str(tmp_path / "model")]
+    shape = ["--model.n_layer", "1", "--model.n_head", "1", "--model.n_embd", "8", "--model.num_positions", "8"]
+    batch = ["--train.batch_sequences", "4", "--train.micro_batch_sequences", "2", "--train.num_steps", "9"]
+    done = herd("pretrain", *words, *shape, *batch, "--recipe.learning_rate", "1e30", folder=tmp_path)
+    assert done.code == 1
+    last = done.err.splitlines()[-1]
+    assert last.startswith("step ")
+    assert "found loss nan and gradient norm nan; expected finite numbers; the last good checkpoint is none" in last
+    assert "Traceback" not in done.err
+
+
 def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "text.txt").write_text("some text")
