@@ -6,13 +6,14 @@ the driver carries them to MLflow.
 """
 
 import contextlib
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cluster.fitting import STOP, Fitting
 from cluster.journal import Journal, Tail
-from cluster.progress import Meter, meter
+from cluster.progress import Meter, meter, say
 from cluster.record_book import Run
 from cluster.session import Cluster
 from gpt_core import checkpoint, manifest
@@ -88,7 +89,10 @@ def resolve(settings: PretrainSettings) -> Inputs:
         evaluate_sequences=train.evaluate_sequences,
         settings=settings.model_dump(mode="json"),
     )
-    if newest := _newest(settings.output):
+    newest, damage = _newest(settings.output)
+    for sentence in damage:
+        say(f"pretrain: {sentence}")
+    if newest:
         begun = {"corpus_digest": newest.corpus_digest, **TrainingPlan.from_dict(newest.settings).identity()}
         check_resume(settings.output, begun, {"corpus_digest": corpus.root_digest, **plan.identity()})
     return Inputs(plan, corpus)
@@ -96,7 +100,7 @@ def resolve(settings: PretrainSettings) -> Inputs:
 
 def finished(settings: PretrainSettings, inputs: Inputs) -> Trained | None:
     """Return the run in the output folder if it has reached its last step, None if not."""
-    newest = _newest(settings.output)
+    newest, _ = _newest(settings.output)
     if newest is None or newest.step < inputs.plan.num_steps:
         return None
     return _summary(settings.output)
@@ -188,9 +192,12 @@ class _Followed:
             self._shown.show(records[-1]["step"], facts)
 
 
-def _newest(output: str) -> Description | None:
-    newest = checkpoint.load_newest(output)
-    return newest.description if newest else None
+def _newest(output: str) -> tuple[Description | None, list[str]]:
+    """Return the newest whole checkpoint's description, and what is wrong with those passed over."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        newest = checkpoint.load_newest(output)
+    return newest.description if newest else None, [str(warning.message) for warning in caught]
 
 
 def _summary(output: str) -> Trained:

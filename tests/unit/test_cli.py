@@ -485,6 +485,15 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(run_job):
     )
 
 
+def test_sigterm_is_handled_as_ctrl_c_is_and_exits_143(run_job):
+    body = "import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)"
+    assert run_job(body) == (
+        143,
+        "",
+        "terminated: herd sample stopped; run the same command again to continue\n",
+    )
+
+
 def test_traceback_is_shown_on_request(run_job):
     code, _, err = run_job("raise ValueError('bad')", "--traceback")
     assert code == 1
