@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="steps of a contestant in a round")
+    parser.add_argument("--warm-up", type=int, default=3, help="steps before: they compile, and the heap grows")
     parser.add_argument("--contestants", nargs="+", default=list(_ALL), choices=_ALL)
     arguments = parser.parse_args()
     if os.environ.get("GLIBC_TUNABLES") != _TUNABLES:
@@ -82,7 +83,7 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
     wall: dict[str, list[float]] = {kind: [] for kind in steps}
     processor: dict[str, list[float]] = {kind: [] for kind in steps}
     for step in steps.values():
-        for _ in range(3):  # compiles, and lets the heap grow
+        for _ in range(arguments.warm_up):
             step()
     for _ in range(arguments.rounds):
         for kind, step in steps.items():

@@ -6,7 +6,7 @@ import torch
 
 from gpt_core.errors import SettingsError
 from gpt_core.loss import token_losses
-from gpt_core.model import GPT, band_mask, initial_values
+from gpt_core.model import GPT, band_mask, gelu_by_sigmoid, initial_values, written_out_attention
 from gpt_core.presets import PRESETS, ModelShape
 from tests.reference import gpt2_numpy
 
@@ -112,3 +112,18 @@ def test_logits_equal_those_of_the_public_implementation():
     with torch.no_grad():
         difference = (peer(ids).logits - model(ids)).abs().max().item()
     assert difference < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_the_compiler_is_given_is_the_same_function(dtype):
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
+    x = torch.linspace(-8, 8, 1001).to(dtype).requires_grad_()
+    pairs = [(gelu_by_sigmoid(x), torch.nn.functional.gelu(x, approximate="tanh"))]
+    qkv = torch.randn(3, 2, 2, 9, 4, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    fused = torch.nn.functional.scaled_dot_product_attention(*qkv, is_causal=True)
+    pairs.append((written_out_attention(*qkv), fused))
+    for (ours, library), leaf in zip(pairs, (x, qkv), strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours, library, atol=tolerance, rtol=tolerance)
+        gradients = [torch.autograd.grad(out.float().pow(2).sum(), leaf)[0] for out in (ours, library)]
+        torch.testing.assert_close(*gradients, atol=5 * tolerance, rtol=5 * tolerance)
