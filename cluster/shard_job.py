@@ -98,7 +98,7 @@ def _stream(job: ShardJob, pending: np.ndarray, cluster: Cluster) -> Iterator[Ro
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     pool = _pool_size(job.pool, len(pending), cluster)
-    blocks = [pa.table({"plan": share}) for share in _shares(pending)]
+    blocks = [pa.table({"plan": share}) for share in shares(pending)]
     dataset = ray.data.from_blocks(blocks).map_batches(
         _ShardActor,
         fn_constructor_args=(job.plans, job.make_worker, job.folder, job.pool.max_tries),
@@ -111,7 +111,7 @@ def _stream(job: ShardJob, pending: np.ndarray, cluster: Cluster) -> Iterator[Ro
             yield json.loads(text)
 
 
-def _shares(pending: np.ndarray) -> Iterator[np.ndarray]:
+def shares(pending: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the pending plans in order, cut into ever smaller shares."""
     start = 0
     while start < len(pending):

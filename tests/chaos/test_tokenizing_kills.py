@@ -1,0 +1,138 @@
+"""Kill anything, change nothing: after any schedule of kills a corpus is the calm one, bit by bit.
+
+HERD_CHAOS_SCHEDULES=N tries N schedules (3 by default, which have every kind of harm once).
+"""
+
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gpt_core import manifest
+from tests.chaos import tokenizing_on_nodes
+from tests.chaos.tokenizing import NUM_ACTORS, Command, digest_of, num_begun, write_job
+from tests.e2e.private_head import why_not
+
+NUM_SCHEDULES = int(os.environ.get("HERD_CHAOS_SCHEDULES", "3"))
+Harm = Callable[[Command, random.Random], bool]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module")
+def calm(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus of a run that nothing disturbed."""
+    output = tmp_path_factory.mktemp("calm") / "out"
+    command = Command(config, output)
+    try:
+        assert command.wait() == 0, command.said
+    finally:
+        command.end()
+    return output
+
+
+def _kill_an_actor(command: Command, rng: random.Random) -> bool:
+    command.kill_an_actor(rng)
+    return True  # the command goes on
+
+
+def _cut_the_power(command: Command, rng: random.Random) -> bool:
+    command.end()
+    return False
+
+
+def _cut_the_power_between_a_write_and_its_rename(command: Command, rng: random.Random) -> bool:
+    command.wait_until(lambda: any(command.output.glob("train/.*.tmp")))
+    command.end()
+    return False
+
+
+def _cut_the_power_while_the_manifest_is_written(command: Command, rng: random.Random) -> bool:
+    command.wait_until(lambda: any(command.output.glob("*shards.arrow*")))
+    command.end()
+    return False
+
+
+_HARMS: tuple[Harm, ...] = (
+    _kill_an_actor,
+    _cut_the_power,
+    _cut_the_power_between_a_write_and_its_rename,
+    _cut_the_power_while_the_manifest_is_written,
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", range(NUM_SCHEDULES))
+def test_after_any_schedule_of_kills_the_corpus_is_the_calm_one(
+    number: int, config: Path, calm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(number)
+    harms = sorted({_HARMS[number % 4], _HARMS[(number + 1) % 4]}, key=_HARMS.index)
+    total = manifest.read(str(calm)).splits["train"].num_shards
+    output = tmp_path / "out"
+    command = Command(config, output)
+    try:
+        for shards, harm in zip(sorted(rng.sample(range(1, total), len(harms))), harms, strict=True):
+            command.wait_until(lambda shards=shards, command=command: command.num_shards >= shards)
+            if not harm(command, rng):
+                command = Command(config, output)
+        assert command.wait() == 0, command.said
+    finally:
+        command.end()
+    digest = digest_of(output)
+    assert digest == digest_of(calm)
+    assert num_begun(calm) <= num_begun(output) <= num_begun(calm) + NUM_ACTORS * len(harms)
+    with capsys.disabled():
+        print(f"\nschedule {number}: {', '.join(harm.__name__.strip('_') for harm in harms)}: {digest}")  # noqa: T201
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no small disk can be mounted; run as root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_full_disk_is_told_in_a_sentence_and_the_rerun_keeps_what_was_done(
+    small_disk: Path, config: Path, calm: Path
+) -> None:
+    output = small_disk / "out"
+    command = Command(config, output)
+    try:
+        assert command.wait() == 2, command.said
+        assert "found No space left on device" in command.said
+        assert "make room or choose another output, then run the same command again" in command.said
+        assert not (output / "manifest.json").exists()
+        assert not list(output.rglob(".0*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+        command = Command(config, output)
+        assert command.wait() == 0, command.said
+    finally:
+        command.end()
+    assert digest_of(output) == digest_of(calm)
+    # Until the driver has heard of it, each actor begins what was already given to it, and fails at once.
+    assert num_begun(output) <= num_begun(calm) + 4 * NUM_ACTORS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_node_that_crashes_and_one_that_joins_change_no_bit(config: Path, calm: Path, tmp_path: Path) -> None:
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+    output = tmp_path / "out"
+    tokenizing_on_nodes.perform(config, output, tmp_path)
+    assert digest_of(output) == digest_of(calm)
