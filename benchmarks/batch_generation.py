@@ -24,24 +24,6 @@ from typing import Any
 from cluster.cpu_allocator import GLIBC_TUNABLES
 
 _WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school")
-    "time",
-    "year",
-    "people",
-    "way",
-    "day",
-    "man",
-    "thing",
-    "woman",
-    "life",
-    "child",
-    "world",
-    "school",
-    "state",
-    "family",
-    "student",
-    "group",
-    "country",
-]
 _PROMPT_TOKENS = 32
 _POLL_SECONDS = 0.1
 
