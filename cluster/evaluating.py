@@ -123,17 +123,18 @@ def perform(settings: EvaluateSettings, inputs: Inputs, cluster: Cluster, run: R
         },
     )
     ledger.remove()
-    _record(run, settings, corpus, measured)
+    _record(run, settings, inputs, corpus, measured)
     return measured
 
 
-def _record(run: Run, settings: EvaluateSettings, corpus: Corpus, measured: Measured) -> None:
+def _record(run: Run, settings: EvaluateSettings, inputs: Inputs, corpus: Corpus, measured: Measured) -> None:
     metrics = {
         "loss": measured.loss,
         "perplexity": measured.perplexity,
         "bits_per_byte": measured.bits_per_byte,
     }
     run.log_metrics(metrics, step=0)
+    run.log_model_input(inputs.decisive["checkpoint"])
     run.log_dataset(
         f"corpus/{settings.split}", corpus.manifest.root_digest, settings.corpus, context="evaluation",
         profile={"num_tokens": corpus.num_tokens},

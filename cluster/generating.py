@@ -185,5 +185,8 @@ def _record(run: Run, settings: GenerateSettings, inputs: Inputs, generated: Gen
     metrics = {"rows": generated.num_rows, "tokens": generated.num_tokens, "rejects": generated.num_rejects}
     run.log_metrics(metrics, step=0)
     run.log_table([{"prompt": row["prompt"], "text": row["text"]} for row in generated.samples], "samples.json")
-    run.set_tags({"herd.checkpoint": inputs.decisive["checkpoint"], "herd.generated": generated.root_digest})
+    run.log_model_input(inputs.decisive["checkpoint"])
+    profile = {"num_rows": generated.num_rows, "num_tokens": generated.num_tokens}
+    run.log_dataset("generated", generated.root_digest, settings.output, context="output", profile=profile)
+    run.set_tags({"herd.generated": generated.root_digest})
     run.log_artifact(Path(settings.output) / MANIFEST)

@@ -86,6 +86,14 @@ class Store(Protocol):
         """Store a checkpoint's model with its metrics; the same again changes nothing."""
         ...
 
+    def log_model_input(self, run_id: str, digest: str) -> None:
+        """Store the checkpoint with this digest as input of the run; the same again changes nothing."""
+        ...
+
+    def register_model(self, run_id: str, key: str, folder: Path, registered: Record) -> None:
+        """Make a folder the files and the newest version of a checkpoint's model; the same again changes nothing."""
+        ...
+
 
 class AbandonedError(Exception):
     """The job ends without waiting for the store any longer."""

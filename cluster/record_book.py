@@ -121,6 +121,23 @@ class Run:
         texts = {key: _clean(value) for key, value in (tags or {}).items()}
         self._append("model", name=name, step=step, time=now_milliseconds(), metrics=values, tags=texts)
 
+    def log_model_input(self, digest: str) -> None:
+        """Record that the run used the checkpoint of this digest: a tag, and a link where the page knows it."""
+        self.set_tags({"herd.checkpoint": digest})
+        self._append("model_input", digest=digest)
+
+    def register_model(self, folder: Path, name: str, alias: str, *, checkpoint: str) -> None:
+        """Record that a folder in MLflow's model format becomes the newest version of a registered model.
+
+        Args:
+            folder: Stays where it is; it is read when the store takes it.
+            name: Name of the registered model.
+            alias: Alias that points to this version from then on.
+            checkpoint: Name it was given in :meth:`log_model`, whose files it becomes.
+        """
+        path = os.path.relpath(folder, self._book.folder)
+        self._append("register", path=path, name=name, alias=alias, checkpoint=checkpoint)
+
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Record tags; later values replace earlier ones."""
         self._append("tags", tags={name: _clean(value) for name, value in tags.items()})

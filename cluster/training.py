@@ -15,6 +15,7 @@ from cluster.fitting import STOP, Fitting
 from cluster.journal import Journal, Tail
 from cluster.progress import Meter, meter, say
 from cluster.record_book import Run
+from cluster.registering import is_registered, register
 from cluster.session import Cluster
 from gpt_core import checkpoint, manifest
 from gpt_core.checkpoint import Description
@@ -103,6 +104,8 @@ def finished(settings: PretrainSettings, inputs: Inputs) -> Trained | None:
     newest, _ = _newest(settings.output)
     if newest is None or newest.step < inputs.plan.num_steps:
         return None
+    if settings.register and not is_registered(settings.output):
+        return None
     return _summary(settings.output)
 
 
@@ -126,6 +129,8 @@ def perform(settings: PretrainSettings, inputs: Inputs, cluster: Cluster, run: R
         Fitting(plan, _work, counts, train.max_failures, followed.show).run()
     trained = _summary(settings.output)
     _record(run, settings.output, trained)
+    if settings.register:
+        register(run, settings.register, trained.checkpoint, output)
     return trained
 
 

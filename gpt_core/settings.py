@@ -17,7 +17,7 @@ from gpt_core.presets import PRESETS, ModelShape
 
 def absolute(place: str) -> str:
     """Return a local path as an absolute one, since a Ray worker's current folder is another; URLs stay."""
-    if not place or "://" in place or place.startswith("$"):
+    if not place or "://" in place or place.startswith(("$", "models:/")):
         return place
     return os.path.abspath(os.path.expanduser(place))  # noqa: PTH100, PTH111 - Path would eat the end of a glob
 
@@ -34,6 +34,7 @@ CountOrRange = Annotated[
     Count | Annotated[tuple[Count, Count], Field(strict=False)],
     BeforeValidator(lambda value: value[0] if isinstance(value, list | tuple) and len(value) == 1 else value),
 ]
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(@[A-Za-z][\w-]*)?$")]
 PresetName = Literal[
     "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl",
     "gpt3-small", "gpt3-medium", "gpt3-large", "gpt3-xl",
@@ -41,7 +42,19 @@ PresetName = Literal[
 ]  # fmt: skip
 
 
-class Settings(BaseModel):
+class _NoSuchName:
+    """A class attribute that is not there."""
+
+    def __get__(self, owner: object, kind: object = None) -> None:
+        raise AttributeError
+
+
+class _SettingsType(type(BaseModel)):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
+    # Python's abstract classes have a method of this name; hidden, so that a setting may be called so.
+    register = _NoSuchName()  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+
+class Settings(BaseModel, metaclass=_SettingsType):
     """Base of all settings: frozen, strict, no unknown names, no NaN."""
 
     model_config = ConfigDict(
@@ -334,13 +347,16 @@ class PretrainSettings(Settings):
     model: ModelSettings = ModelSettings()
     recipe: RecipeSettings = RecipeSettings()
     train: TrainSettings = TrainSettings()
+    register: ModelName | None = None
+    """NAME or NAME@ALIAS: registers the trained model in MLflow, in the Hugging Face layout, as the newest version of
+    NAME, to which ALIAS (newest) then points; models:/NAME@ALIAS is a checkpoint to the other jobs."""
 
 
 class EvaluateSettings(Settings):
     """What `herd evaluate` measures."""
 
     checkpoint: Place
-    """Checkpoint folder, or a run folder whose newest whole checkpoint is taken."""
+    """Checkpoint folder, a run folder whose newest whole checkpoint is taken, or models:/NAME@ALIAS of MLflow."""
     corpus: Place
     """Corpus to measure on."""
     output: Place
@@ -412,7 +428,7 @@ class GenerateSettings(Settings):
     """What `herd generate` completes."""
 
     checkpoint: Place
-    """Checkpoint folder, or a run folder whose newest whole checkpoint is taken."""
+    """Checkpoint folder, a run folder whose newest whole checkpoint is taken, or models:/NAME@ALIAS of MLflow."""
     prompts: Annotated[Places, Field(min_length=1)]
     """Prompt files: txt (a prompt a line), jsonl (prompt, optional id and sampling), parquet or Arrow."""
     output: Place
@@ -430,7 +446,7 @@ class ServeSettings(Settings):
     """What `herd serve` serves."""
 
     checkpoint: Place
-    """Checkpoint folder, or a run folder whose newest whole checkpoint is taken."""
+    """Checkpoint folder, a run folder whose newest whole checkpoint is taken, or models:/NAME@ALIAS of MLflow."""
     host: str = "127.0.0.1"
     """Address to listen on; any but loopback needs an API key in HERD_API_KEY."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000

@@ -9,8 +9,10 @@ SETTINGS = EvaluateJob
 def main(settings: EvaluateJob) -> str:
     """Evaluate and return the summary for people."""
     from cluster import evaluating
+    from cluster.registering import with_local_checkpoint
     from cluster.stages import run_alone
 
+    settings = with_local_checkpoint(settings)
     measured = run_alone("evaluate", evaluating, settings)
     return (
         f"{settings.output}: loss {measured.loss:.4f}, perplexity {measured.perplexity:.2f}, "

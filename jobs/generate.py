@@ -9,8 +9,10 @@ SETTINGS = GenerateJob
 def main(settings: GenerateJob) -> str:
     """Generate and return the summary for people."""
     from cluster import generating
+    from cluster.registering import with_local_checkpoint
     from cluster.stages import run_alone
 
+    settings = with_local_checkpoint(settings)
     generated = run_alone("generate", generating, settings)
     return (
         f"{settings.output}: {generated.num_rows:,} rows, {generated.num_tokens:,} tokens, "

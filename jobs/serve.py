@@ -9,8 +9,9 @@ SETTINGS = ServeJob
 def main(settings: ServeJob) -> str:
     """Serve until stopped and return the summary for people."""
     from cluster import service
+    from cluster.registering import with_local_checkpoint
 
-    return service.serve_until_stopped(settings)
+    return service.serve_until_stopped(with_local_checkpoint(settings))
 
 
 if __name__ == "__main__":
