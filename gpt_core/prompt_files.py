@@ -49,7 +49,8 @@ def list_prompt_files(paths: tuple[str, ...]) -> list[SourceFile]:
         CorpusError: There is no such file, or one of an unknown format.
     """
     for path in paths:
-        if not any(sign in path for sign in "*?[") and not Storage.of(path).exists(str(Path(path).expanduser())):
+        place = path if is_url(path) else str(Path(path).expanduser())
+        if not any(sign in place for sign in "*?[") and not Storage.of(place).exists(place):
             raise CorpusError(path, "no such file", "a file of prompts", "correct the name")
     files = list_files(SourceSpec("prompts", paths))
     for file in files:

@@ -160,6 +160,15 @@ def test_compressed_files_and_folders_are_read(tmp_path):
     assert [prompt.text for prompt in prompts] == ["four", "one", "two", "three"]
 
 
+def test_files_are_named_by_globs_and_urls_too(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n")
+    (tmp_path / "b.txt").write_text("two\n")
+    assert [prompt.id for prompt in read_all(tmp_path / "[ab].txt")[0]] == ["a.txt:1", "b.txt:1"]
+    assert [prompt.id for prompt in read_all(f"file://{tmp_path}/b.txt")[0]] == ["b.txt:1"]
+    with pytest.raises(CorpusError, match="found no such file"):
+        read_all(f"file://{tmp_path}/c.txt")
+
+
 def test_missing_files_and_unknown_formats_are_refused(tmp_path):
     with pytest.raises(CorpusError, match=r"none\.txt: found no such file; expected a file of prompts"):
         read_all(tmp_path / "none.txt")
