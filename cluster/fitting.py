@@ -70,13 +70,14 @@ class Fitting:
             Exception: Ray's, once more than max_failures workers were lost without progress.
         """
         shutil.rmtree(self.output / _RAY_FOLDER, ignore_errors=True)  # of a driver that was killed
-        failures, step, before = 0, _newest_step(self.output), 0
+        failures, step = 0, _newest_step(self.output)
+        group: _Group | None = None
         while True:
-            count = self._count_now(before)
-            if before and count != before:
-                say(f"pretrain: going on with {count} worker(s) instead of {before}")
-            before = count
-            error = _Group(self, count).wait()
+            count = self._count_now(group.hoped if group else 0)
+            if group and count != group.count:
+                say(f"pretrain: going on with {count} worker(s) instead of {group.count}")
+            group = _Group(self, count)
+            error = group.wait()
             if error is None and _newest_step(self.output) >= self.plan.num_steps:
                 return
             failures, step = (0, reached) if (reached := _newest_step(self.output)) > step else (failures, step)
@@ -98,20 +99,21 @@ class Fitting:
             f"(failure {failures} of {self.max_failures} without progress)"
         )
 
-    def _count_now(self, before: int) -> int:
+    def _count_now(self, hoped: int) -> int:
         """Return the largest allowed number of workers that fits now; waits where none does.
 
         Args:
-            before: Workers of the group that ended just now, 0 at the start.
+            hoped: Workers that fitted until just now, 0 at the start; what they held is free again only
+                after a moment.
         """
         if len(self.counts) == 1:  # Ray waits for the nodes, and an autoscaler sees what it waits for
             return self.counts[0]
         begun, said = time.monotonic(), False
         while True:
-            fits = num_fitting(self.worker, probe=before > 0)
+            fits = num_fitting(self.worker, probe=hoped > 0)
             count = max((count for count in self.counts if count <= fits), default=0)
             waited = time.monotonic() - begun
-            if count and (count >= before or waited > _SETTLE_SECONDS):
+            if count and (count >= hoped or waited > _SETTLE_SECONDS):
                 return count
             if waited > _NODE_SECONDS:
                 raise ResourceError(
@@ -130,7 +132,11 @@ class _Group:
     """One start of Ray Train, in a thread of its own: it would take over Ctrl-C in the main one."""
 
     def __init__(self, fitting: Fitting, count: int) -> None:
-        self._fitting, self._count = fitting, count
+        self.count = count
+        """Workers of this start."""
+        self.hoped = count
+        """Workers of the next one, as far as was seen."""
+        self._fitting = fitting
         self._stop = fitting.output / STOP
         self._trainer = _trainer(fitting, count)
         self._error: BaseException | None = None
@@ -166,10 +172,10 @@ class _Group:
             self._stop.touch()
 
     def _more_fit(self) -> bool:
-        if self._count == self._fitting.counts[-1]:
-            return False
-        fits = self._count + num_fitting(self._fitting.worker, probe=False)
-        return max(count for count in self._fitting.counts if count <= fits) > self._count
+        if self.count < self._fitting.counts[-1]:
+            fits = self.count + num_fitting(self._fitting.worker, probe=False)
+            self.hoped = max(count for count in self._fitting.counts if count <= fits)
+        return self.hoped > self.count
 
     def _fit(self) -> None:
         try:

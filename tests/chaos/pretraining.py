@@ -220,7 +220,7 @@ def seconds_to_next_step(output: Path, harm: Callable[[], object]) -> float:
         before = at_rest
         time.sleep(0.5)
     while _num_bytes(journal) == at_rest:
-        assert time.monotonic() - began < PATIENCE_SECONDS
+        assert time.monotonic() - began < PATIENCE_SECONDS, f"no step in {PATIENCE_SECONDS} s; did the command end?"
         time.sleep(0.01)
     return time.monotonic() - began
 
