@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -156,6 +156,8 @@ class Run:
         self.order = self.corpus.order(plan.seed, plan.window_tokens, plan.batch_sequences)
         self.device = _choose_device(plan)
         dtype = choose_dtype(plan.precision, self.device)
+        # "auto" may mean another dtype elsewhere: what it meant here is what checkpoints remember.
+        self.plan = replace(plan, precision="bf16" if dtype == torch.bfloat16 else "fp32")
         compute = Compute(self.device, dtype, plan.reduction, plan.compiled)
         self.learner = Learner(plan.shape, plan.recipe, plan.seed, compute, ranks)
         self.validation = self._validation_windows()
@@ -348,11 +350,13 @@ class Run:
         return checkpoint.path_of(self.plan.output, int(step) - 1) if step else None
 
     def _identity(self) -> dict[str, object]:
-        return {"corpus_digest": self.corpus.manifest.root_digest, **self.plan.identity()}
+        precision = {"train.precision": self.plan.precision}
+        return {"corpus_digest": self.corpus.manifest.root_digest, **self.plan.identity(), **precision}
 
     def _identity_of(self, description: Description) -> dict[str, object]:
         plan = TrainingPlan.from_dict(description.settings)
-        return {"corpus_digest": description.corpus_digest, **plan.identity()}
+        precision = {"train.precision": plan.precision}
+        return {"corpus_digest": description.corpus_digest, **plan.identity(), **precision}
 
     def _step_tokens(self, tokens: int) -> int:
         return self.plan.ramp.micro_batches_at(tokens) * self.plan.micro_batch_tokens
