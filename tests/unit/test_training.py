@@ -247,7 +247,7 @@ def test_an_output_folder_of_another_run_is_refused_naming_the_difference(plan, 
 def test_a_resume_where_auto_means_another_precision_is_refused(plan, monkeypatch):
     train(replace(plan, num_steps=1))
     monkeypatch.setattr("gpt_core.training.choose_dtype", lambda precision, device: torch.bfloat16)
-    with pytest.raises(CheckpointError, match="a run begun with train.precision 'fp32'; expected the 'bf16'"):
+    with pytest.raises(CheckpointError, match=r"a run begun with train.precision 'fp32'; expected the 'bf16'"):
         train(plan)
 
 
