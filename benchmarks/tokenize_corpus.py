@@ -214,7 +214,7 @@ def _of_rows(rows: Sequence[dict[str, Any]], wall: float) -> dict[str, float]:
 
 def measure_datatrove(python: str, files: Sequence[str]) -> dict[str, float]:
     """Run datatrove's reader and DocumentTokenizer in its own environment, one task."""
-    from transformers import GPT2TokenizerFast
+    from transformers import AutoTokenizer
 
     from gpt_core.huggingface import write_tokenizer
 
@@ -223,7 +223,7 @@ def measure_datatrove(python: str, files: Sequence[str]) -> dict[str, float]:
         vocabulary.mkdir()
         source.mkdir()
         write_tokenizer(vocabulary, "gpt2", 1024)
-        GPT2TokenizerFast.from_pretrained(vocabulary).save_pretrained(vocabulary)
+        AutoTokenizer.from_pretrained(vocabulary).save_pretrained(vocabulary)
         for name in files:
             os.link(name, source / Path(name).name)
         words = [python, "-c", _DATATROVE, str(source), f"{folder}/out", str(vocabulary / "tokenizer.json")]
