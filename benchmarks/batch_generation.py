@@ -3,8 +3,8 @@
     python -m benchmarks.batch_generation --prompts 128 --new-tokens 64 --slots 64 --rounds 3
 
 Both complete the same prompts (32 tokens each, top_k 40) with GPT-2 of random weights, one thread an
-engine. The job's time runs from the replica's first step to its last, as the replica's own numbers
-say: start-up of Ray, Serve and the actors is told apart. Their texts are compared, too.
+engine. The job's time runs from the replica's first step, as its own numbers say, to the commit of
+the last file: start-up of Ray, Serve and the actors is told apart. Their texts are compared, too.
 """
 
 import argparse
@@ -144,13 +144,14 @@ def _run_job(settings: Any, cluster: Any) -> tuple[list[str], float, float]:
     total_seconds = time.perf_counter() - started
     paths = sorted(Path(settings.output).glob("rows/*.jsonl"))
     texts = [json.loads(line)["text"] for path in paths for line in path.open()]
-    return texts, _rate(seen, generated.num_tokens), total_seconds
+    last_commit = max(path.stat().st_mtime for path in paths)
+    return texts, generated.num_tokens / (last_commit - _first_step(seen)), total_seconds
 
 
 @contextmanager
-def _watching() -> Iterator[list[tuple[float, int, int]]]:
-    """Collect (time, steps, tokens drawn) of the one replica while the body runs."""
-    seen: list[tuple[float, int, int]] = []
+def _watching() -> Iterator[list[tuple[float, int]]]:
+    """Collect (time, steps) of the one replica while the body runs."""
+    seen: list[tuple[float, int]] = []
     stopped = threading.Event()
     watcher = threading.Thread(target=_watch, args=(seen, stopped))
     watcher.start()
@@ -161,7 +162,7 @@ def _watching() -> Iterator[list[tuple[float, int, int]]]:
         watcher.join()
 
 
-def _watch(seen: list[tuple[float, int, int]], stopped: threading.Event) -> None:
+def _watch(seen: list[tuple[float, int]], stopped: threading.Event) -> None:
     from ray import serve
 
     while not stopped.wait(_POLL_SECONDS):
@@ -170,13 +171,12 @@ def _watch(seen: list[tuple[float, int, int]], stopped: threading.Event) -> None
             now = serve.get_app_handle(application).statistics.remote().result(timeout_s=1)
         except Exception:
             continue
-        seen.append((time.perf_counter(), now.num_steps, now.drawn_tokens))
+        seen.append((time.time(), now.num_steps))
 
 
-def _rate(seen: list[tuple[float, int, int]], num_tokens: int) -> float:
-    first = max(when for when, steps, _ in seen if steps == 0)
-    last = min(when for when, _, tokens in seen if tokens == num_tokens)
-    return num_tokens / (last - first)
+def _first_step(seen: list[tuple[float, int]]) -> float:
+    """Return when the replica was last seen without a step done."""
+    return max(when for when, steps in seen if steps == 0)
 
 
 if __name__ == "__main__":
