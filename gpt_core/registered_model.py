@@ -14,12 +14,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from gpt_core import checkpoint
 from gpt_core.checkpoint import Checkpoint, Description
 from gpt_core.errors import CheckpointError, UserError
 from gpt_core.generation import GenerationRequest, Sampling
 from gpt_core.huggingface import export_model, import_model
-from gpt_core.model import GPT
 from gpt_core.vocabulary import VOCABULARY
 
 FACTS = "herd.json"
@@ -44,6 +45,7 @@ def package(source: Checkpoint, folder: Path) -> Path:
         "step": told.step,
         "tokens": told.tokens,
         "tokenizer": tokenizer,
+        "order": _order_of(source.path / checkpoint.WEIGHTS),
         "weights_digest": checkpoint.weights_digest(source.path),
         "corpus_digest": told.corpus_digest,
         "metrics": told.metrics,
@@ -62,7 +64,9 @@ def unpack(folder: Path, run_folder: Path) -> Path:
     """
     facts = _read_facts(folder)
     shape, weights = import_model(folder)
-    ordered = {name: weights[name] for name, _ in GPT(shape, device="meta").named_parameters()}
+    if sorted(facts["order"]) != sorted(weights):
+        raise CheckpointError(str(folder / FACTS), "other tensors", "those of the weights file", "register it again")
+    ordered = {name: weights[name] for name in facts["order"]}
     description = Description(
         step=facts["step"],
         tokens=facts["tokens"],
@@ -118,6 +122,12 @@ def _load_pyfunc(data_path: str) -> PromptModel:
 def _prompts_of(model_input: Any) -> Iterable[str]:
     column = model_input.iloc[:, 0] if hasattr(model_input, "iloc") else model_input
     return [str(prompt) for prompt in column]
+
+
+def _order_of(file: Path) -> list[str]:
+    """Return the names of a file's tensors as they follow one another, on which its digest depends."""
+    with safe_open(file, framework="pt") as tensors:
+        return tensors.offset_keys()
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:

@@ -28,7 +28,8 @@ def outputs(tmp_path_factory):
     for number, alias in enumerate(("", "@champion")):
         output = place / f"run{number}"
         description = Description(7, 70, SHAPE, corpus_digest="c" * 64, tokenizer=BYTES, metrics={"loss": 2.5})
-        path = checkpoint.write(output, description, make_weights(), {})
+        weights = dict(reversed(make_weights().items()))  # training has an order of its own, too
+        path = checkpoint.write(output, description, weights, {})
         with open_run(TrackingOptions(system_seconds=None), name="a", kind="pretrain", output=output) as run:
             digest = checkpoint.weights_digest(path)
             tags = {"herd.checkpoint": digest, "herd.corpus": "c" * 64}
