@@ -30,8 +30,8 @@ check: $(READY_DEV) ## format, lint, types, import contracts
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-chaos: $(READY_DEV) ## 50 schedules of kills in mid-run, each of which must end with one hash
-	HERD_CHAOS_SCHEDULES=50 $(BIN)/pytest tests/chaos $(ARGS)
+chaos: $(READY_DEV) ## 100 schedules of kills in mid-run, each of which must end with one hash
+	HERD_CHAOS_SCHEDULES=100 $(BIN)/pytest tests/chaos $(ARGS)
 
 clean: ## remove the environment and the caches, not what jobs wrote
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .pytest_cache .ruff_cache

@@ -20,21 +20,21 @@ from gpt_core.settings import JobSettings
 
 S_contra = TypeVar("S_contra", contravariant=True)
 I = TypeVar("I")  # noqa: E741 - the inputs of a stage
-R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 
-class Stage(Protocol[S_contra, I, R]):
+class Stage(Protocol[S_contra, I, R_co]):
     """What a stage's module offers."""
 
     def resolve(self, settings: S_contra, /) -> I:
         """Find and check the input, before cluster time is spent."""
         ...
 
-    def finished(self, settings: S_contra, inputs: I, /) -> R | None:
+    def finished(self, settings: S_contra, inputs: I, /) -> R_co | None:
         """Return the result in the output folder; StaleOutputError if other settings made it."""
         ...
 
-    def perform(self, settings: S_contra, inputs: I, cluster: Cluster, run: Run, /) -> R:
+    def perform(self, settings: S_contra, inputs: I, cluster: Cluster, run: Run, /) -> R_co:
         """Do the work, commit it, record it in the run and return what was made."""
         ...
 
@@ -53,7 +53,7 @@ class Stages:
         self.seconds: dict[str, float | None] = {}
         """How long each stage took; None for a stage that was skipped."""
 
-    def run(self, name: str, stage: Stage[S_contra, I, R], settings: S_contra) -> R:
+    def run(self, name: str, stage: Stage[S_contra, I, R_co], settings: S_contra) -> R_co:
         """Return what the stage made, now or before; its records go to a child of the job's run."""
         inputs, done = _looked_up(name, stage, settings)
         if done is not None:
@@ -63,7 +63,7 @@ class Stages:
             child.log_settings(_plain(settings))
             return self.perform(name, stage, settings, inputs, child)
 
-    def perform(self, name: str, stage: Stage[S_contra, I, R], settings: S_contra, inputs: I, run: Run) -> R:
+    def perform(self, name: str, stage: Stage[S_contra, I, R_co], settings: S_contra, inputs: I, run: Run) -> R_co:
         """Do a stage's work on the cluster and return what it made."""
         started = time.monotonic()
         output = getattr(settings, "output")  # noqa: B009 - every stage's settings have one
@@ -93,7 +93,7 @@ def stages_of(job: JobSettings, kind: str, output: str) -> Iterator[tuple[Stages
         yield Stages(job, run, exits), run
 
 
-def run_alone(kind: str, stage: Stage[Any, Any, R], job: Any) -> R:
+def run_alone(kind: str, stage: Stage[Any, Any, R_co], job: Any) -> R_co:
     """Run a job that is one stage; mistakes are found, and finished work is skipped, before a run is opened."""
     inputs, done = _looked_up(kind, stage, job)
     if done is not None:
@@ -102,7 +102,7 @@ def run_alone(kind: str, stage: Stage[Any, Any, R], job: Any) -> R:
         return stages.perform(kind, stage, job, inputs, run)
 
 
-def _looked_up(name: str, stage: Stage[S_contra, I, R], settings: S_contra) -> tuple[I, R | None]:
+def _looked_up(name: str, stage: Stage[S_contra, I, R_co], settings: S_contra) -> tuple[I, R_co | None]:
     """Return a stage's inputs, and its result if it is there already."""
     inputs = stage.resolve(settings)
     done = stage.finished(settings, inputs)

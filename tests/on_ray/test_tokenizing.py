@@ -38,6 +38,8 @@ class _NoRun(Run):
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None: ...
 
+    def log_dataset(self, *described: Any, **facts: Any) -> None: ...
+
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import xxhash
-from gpt_core.storage import Storage
 
 from gpt_core import manifest
 from gpt_core.errors import CorpusError, RunFailedError
 from gpt_core.manifest import Absent, Differs, FileEntry, Same
+from gpt_core.storage import Storage
 from tests.unit import tiny_corpus
 from tests.unit.tiny_corpus import SETTINGS, TinyCorpus
 

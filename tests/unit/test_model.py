@@ -120,8 +120,9 @@ def test_what_the_compiler_is_given_is_the_same_function(dtype):
     x = torch.linspace(-8, 8, 1001).to(dtype).requires_grad_()
     pairs = [(gelu_by_sigmoid(x), torch.nn.functional.gelu(x, approximate="tanh"))]
     qkv = torch.randn(3, 2, 2, 9, 4, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
-    fused = torch.nn.functional.scaled_dot_product_attention(*qkv, is_causal=True)
-    pairs.append((written_out_attention(*qkv), fused))
+    q, k, v = qkv
+    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    pairs.append((written_out_attention(q, k, v), fused))
     for (ours, library), leaf in zip(pairs, (x, qkv), strict=True):
         assert ours.dtype == dtype
         torch.testing.assert_close(ours, library, atol=tolerance, rtol=tolerance)

@@ -86,6 +86,12 @@ class Unreliable:
             raise RuntimeError("no credentials for the bucket")
         self._do("log_artifact", lambda: self.artifacts.update([path.name]))
 
+    def log_model_input(self, run_id, digest):
+        self._do("log_model_input")
+
+    def register_model(self, run_id, key, folder, registered):
+        self._do("register_model")
+
     def log_model(self, run_id, key, model):
         self._do("log_model")
 
