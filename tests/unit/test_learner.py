@@ -25,6 +25,7 @@ def micro_batches_of(step, shape=SHAPE, count=4):
 
 def train_steps(ranks, num_steps, shape, recipe, dtype=torch.float32):
     """Train on a rank's share; return the digest and everything that is logged."""
+    torch.set_num_threads(1)  # the bits of CPU kernels may depend on it, here and in the ranks' processes
     learner = Learner(shape, recipe, 7, Compute(dtype=dtype), ranks).initialise()
     reports = []
     for step in range(num_steps):
