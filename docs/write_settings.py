@@ -19,7 +19,7 @@ _SHARED = ("cluster", "tracking")
 _STAGES = {"tokenize": "tokenize", "pretrain": "pretrain", "evaluate": "evaluate", "generate": "generate"}
 _HEAD = """# Settings
 
-Made from `gpt_core/settings.py` by `python -m docs.write_settings`; `herd JOB --help` prints the same.
+Made from `gpt_core/settings/` by `python -m docs.write_settings`; `herd JOB --help` prints the same.
 
 A setting is a flag, `--section.field VALUE`, or a line of the YAML file named by `--config`, in nested sections.
 Flags win over the file, the file over the defaults. Types are strict: `true` is no number, `3e-4` is one, and a name

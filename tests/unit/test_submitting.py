@@ -165,7 +165,7 @@ def test_a_package_holds_code_settings_and_prompts_and_is_small(tmp_path):
     content = package_of(job_in(tmp_path), tmp_path).zipped()
     assert len(content) < 1_000_000
     names = set(zipfile.ZipFile(io.BytesIO(content)).namelist())
-    assert {"jobs/cli.py", "cluster/session.py", "gpt_core/settings.py", "jobs/configs/quickstart.yaml"} <= names
+    assert {"jobs/cli.py", "cluster/session.py", "gpt_core/settings/base.py", "jobs/configs/quickstart.yaml"} <= names
     assert {SETTINGS_FILE, "inputs/prompts.txt"} <= names
     assert not any("__pycache__" in name or name.startswith(("tests/", "benchmarks/")) for name in names)
 

@@ -1,0 +1,90 @@
+"""Settings of the job that generates text, and of the engine behind it."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from gpt_core.settings.base import (
+    Count,
+    Index,
+    JobSettings,
+    Names,
+    Place,
+    Places,
+    PoolSettings,
+    Positive,
+    Settings,
+    Share,
+)
+
+
+class SamplingSettings(Settings):
+    """How the next token is chosen."""
+
+    max_tokens: Count = 64
+    """New tokens of a completion at most."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Divides the logits; 0 is greedy."""
+    top_k: Count | None = 40
+    """Keep the k likeliest tokens; 1 is greedy, null keeps all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Keep the likeliest tokens that together reach this probability."""
+    min_p: Share | None = None
+    """Keep tokens at least this share as likely as the likeliest."""
+    repetition_penalty: Positive | None = None
+    """Divides (positive) or multiplies (negative) the logits of tokens already in the context."""
+    stop: Names = ()
+    """Strings that end a completion; the text is cut before them."""
+    num_samples: Count = 1
+    """Completions of each prompt."""
+    seed: Index = 0
+    """Seed of the draws; each token depends on (seed, prompt id, sample, position) alone."""
+    logprobs: Index | None = None
+    """Likeliest alternatives recorded for each token; null records no log-probabilities."""
+
+
+class EngineSettings(Settings):
+    """The replicas that compute completions."""
+
+    num_replicas: Count = 1
+    """Replicas of the model; the fewest there are where max_replicas is given."""
+    max_replicas: Count | None = None
+    """Most replicas: more are started while completions wait for a slot; null keeps num_replicas."""
+    num_slots: Count = 16
+    """Sequences a replica decodes at once."""
+    threads_per_replica: Count = 1
+    """CPU threads of a replica."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto takes a GPU for each replica where the cluster has them."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto computes in bf16 where the hardware has matrix units for it."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.num_replicas:
+            raise ValueError(
+                f"max_replicas {self.max_replicas} is below num_replicas {self.num_replicas}; raise it or leave it out"
+            )
+        return self
+
+
+class GenerateSettings(Settings):
+    """What `herd generate` completes."""
+
+    checkpoint: Place
+    """Checkpoint folder, a run folder whose newest whole checkpoint is taken, or models:/NAME@ALIAS of MLflow."""
+    prompts: Annotated[Places, Field(min_length=1)]
+    """Prompt files: txt (a prompt a line), jsonl (prompt, optional id and sampling), parquet or Arrow."""
+    output: Place
+    """Folder of the generated dataset."""
+    format: Literal["jsonl", "arrow"] = "jsonl"
+    """File format of the rows."""
+    prompts_per_shard: Count = 256
+    """Prompts of one planned shard."""
+    sampling: SamplingSettings = SamplingSettings()
+    engine: EngineSettings = EngineSettings()
+    pool: PoolSettings = PoolSettings(cpus_per_actor=0.1, max_actors=2)
+
+
+class GenerateJob(GenerateSettings, JobSettings):
+    """Settings of `herd generate`."""
