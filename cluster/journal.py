@@ -9,6 +9,7 @@ MLflow gets depends on the journal's lines alone. A training run that is killed 
 steps therefore ends with the history of an undisturbed one.
 """
 
+import contextlib
 import math
 import os
 import re
@@ -21,6 +22,8 @@ from typing import Any
 
 import orjson
 
+from gpt_core.errors import ResourceError
+
 Record = dict[str, Any]
 
 _READ_BYTES = 1 << 20
@@ -28,28 +31,46 @@ _METRIC_NAME = re.compile(r"[/\w.\- :]{1,250}")
 _STEPS_PER_CHUNK = 1024
 
 
+@contextlib.contextmanager
+def room_needed(path: Path) -> Iterator[None]:
+    """Turn a full disk, and whatever else keeps the block from writing, into an error that says what to do.
+
+    Raises:
+        ResourceError: In place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        found = error.strerror or str(error)
+        raise ResourceError(str(path), found, "a place with room to write", "free space and run it again") from error
+
+
 class Journal:
     """Appends records to one file; threads and processes may share it.
 
     Opening heals the torn line a killed process may have left: a line feed is added, and readers
     then skip the fragment. Nothing is ever rewritten, so a reader that follows the file stays right.
+
+    Raises:
+        ResourceError: If the file cannot be opened for writing.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._lock = threading.Lock()
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._torn = _ends_torn(self._file)
+        with room_needed(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            self._torn = _ends_torn(self._file)
 
     def append(self, record: Record) -> None:
         """Write one line, unbuffered; the kernel has it on return, the disk after :meth:`sync`.
 
         Raises:
-            OSError: If the disk is full; the next append starts on a line of its own.
+            ResourceError: If the disk is full; the next append starts on a line of its own.
         """
         line = orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n"
-        with self._lock:
+        with self._lock, room_needed(self.path):
             if self._torn:
                 line = b"\n" + line
             self._torn = True
@@ -70,6 +91,7 @@ class Journal:
 
         Raises:
             ValueError: If MLflow would refuse the name of a metric.
+            ResourceError: If the disk is full.
         """
         for name in metrics:
             if not _METRIC_NAME.fullmatch(name):
@@ -79,8 +101,9 @@ class Journal:
         self.append({"do": "metrics", "run": run, "step": int(step), "time": now_milliseconds(), "metrics": portable})
 
     def sync(self) -> None:
-        """Force all lines to the disk."""
-        os.fsync(self._file)
+        """Force all lines to the disk; ResourceError where it is full."""
+        with room_needed(self.path):
+            os.fsync(self._file)
 
     def close(self) -> None:
         """Close the file; further appends fail."""

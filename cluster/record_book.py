@@ -18,14 +18,14 @@ import orjson
 import yaml
 
 from cluster.credentials import without_credentials
-from cluster.journal import Journal, now_milliseconds, read_all
+from cluster.journal import Journal, now_milliseconds, read_all, room_needed
 from cluster.loss_plot import draw_losses, read_points
 from cluster.patience import Store
+from cluster.progress import say
+from cluster.record_text import clean, params_of
 from cluster.replay import JOURNAL_NAME, Replayer
 from cluster.system_metrics import SystemSampler
-
-_MAX_PARAM_CHARACTERS = 6000
-_MAX_TAG_CHARACTERS = 5000  # MLflow stores 8,000; some databases hold 5,000
+from gpt_core.errors import ResourceError
 
 
 class Run:
@@ -53,7 +53,7 @@ class Run:
         becomes a tag `herd.changed.NAME`.
         """
         plain = orjson.loads(orjson.dumps(settings, default=str, option=orjson.OPT_NON_STR_KEYS))
-        self._append("params", params={name: _param(value) for name, value in _flattened(plain)})
+        self._append("params", params=params_of(plain))
         text = without_credentials(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
         self._log_file("settings.yaml", text.encode())
 
@@ -62,8 +62,13 @@ class Run:
 
         Raises:
             ValueError: If a metric's name has characters MLflow refuses.
+            ResourceError: If the disk is full, as in every other call.
         """
         self._book.journal.append_metrics(metrics, step=step, tokens=tokens, run=self._key)
+
+    def log_load(self, sample: Mapping[str, float]) -> None:
+        """Record a sample of a machine's load in all open runs of the job; steps are seconds since its start."""
+        self._book.append_system(sample)
 
     def follow(self, metrics_journal: Path) -> None:
         """Take the points of another process's journal, such as training's rank 0, into this run."""
@@ -88,7 +93,7 @@ class Run:
             profile: Counts such as num_tokens.
         """
         full = {"digest": digest, **(profile or {})}
-        self._append("dataset", name=name, digest=digest, source=_clean(source), context=context, profile=full)
+        self._append("dataset", name=name, digest=digest, source=clean(source), context=context, profile=full)
         self.set_tags({f"herd.dataset.{context}": digest})
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
@@ -106,7 +111,8 @@ class Run:
         """Draw the journal's losses into loss.png, record it, and return its path."""
         curves = read_points(self._book.journal.path, self._key, metrics)
         path = self._own_folder() / "loss.png"
-        draw_losses(curves, self.name, path)
+        with room_needed(path):
+            draw_losses(curves, self.name, path)
         self._log_artifact(path, "plots", table=False)
         return path
 
@@ -118,7 +124,7 @@ class Run:
         Its metrics appear in the run as well, as checkpoint/NAME: a run's own metrics stay single.
         """
         values = {f"checkpoint/{metric}": float(value) for metric, value in metrics.items()}
-        texts = {key: _clean(value) for key, value in (tags or {}).items()}
+        texts = {key: clean(value) for key, value in (tags or {}).items()}
         self._append("model", name=name, step=step, time=now_milliseconds(), metrics=values, tags=texts)
 
     def log_model_input(self, digest: str) -> None:
@@ -140,7 +146,7 @@ class Run:
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Record tags; later values replace earlier ones."""
-        self._append("tags", tags={name: _clean(value) for name, value in tags.items()})
+        self._append("tags", tags={name: clean(value) for name, value in tags.items()})
 
     @contextlib.contextmanager
     def child(self, name: str, kind: str | None = None) -> Iterator["Run"]:
@@ -164,10 +170,11 @@ class Run:
 
     def _write_file(self, name: str, content: bytes) -> Path:
         path = self._own_folder() / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(path.name + ".tmp")
-        aside.write_bytes(content)
-        aside.replace(path)
+        with room_needed(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = path.with_name(path.name + ".tmp")
+            aside.write_bytes(content)
+            aside.replace(path)
         return path
 
     def _own_folder(self) -> Path:
@@ -183,7 +190,7 @@ class RecordBook:
         self._replayer = None if store is None else Replayer(folder, store)
         self._open_keys: set[str] = set()
         self._lock = threading.Lock()
-        self._sampler = None if system_seconds is None else SystemSampler(self._append_system, system_seconds)
+        self._sampler = None if system_seconds is None else SystemSampler(self.append_system, system_seconds)
         if self._replayer:
             self._replayer.start()
 
@@ -204,38 +211,40 @@ class RecordBook:
         self.journal.append({"do": "open", "run": key, **opened})
         with self._lock:
             self._open_keys.add(key)
-        status, failure = "FINISHED", None
         try:
             yield Run(self, key, name)
         except BaseException as error:
-            status, failure = _outcome(error)
+            with contextlib.suppress(ResourceError):  # a disk that is full here as well: the first error is told
+                self._append_end(key, *_outcome(error))
             raise
-        finally:
-            with self._lock:
-                self._open_keys.discard(key)
-            self._append_last_sample(key)
-            closed = {"status": status, "failure": failure, "time": now_milliseconds()}
-            self.journal.append({"do": "close", "run": key, **closed})
+        self._append_end(key, "FINISHED", None)
 
     def close(self, seconds: float) -> bool:
         """Send what is left, for `seconds` at most; return whether the store has everything."""
         if self._sampler:
             self._sampler.stop()
-        self.journal.sync()
+        try:
+            self.journal.sync()
+        except ResourceError as error:  # the work is done or has its own error
+            say(f"tracking: {error}")
         complete = self._replayer.finish(seconds) if self._replayer else True
         self.journal.close()
         return complete
 
-    def _append_system(self, sample: Mapping[str, float]) -> None:
+    def append_system(self, sample: Mapping[str, float]) -> None:
+        """Append a sample of a machine's load to all open runs."""
         with self._lock:
             keys = list(self._open_keys)
         for key in keys:
             self.journal.append_metrics(sample, step=self._seconds(), run=key)
 
-    def _append_last_sample(self, key: str) -> None:
-        # So that even a run of one second has a sample of its own.
-        if self._sampler:
+    def _append_end(self, key: str, status: str, failure: str | None) -> None:
+        with self._lock:
+            self._open_keys.discard(key)
+        if self._sampler:  # so that even a run of one second has a sample of its own
             self.journal.append_metrics(self._sampler.sample(), step=self._seconds(), run=key)
+        closed = {"status": status, "failure": failure, "time": now_milliseconds()}
+        self.journal.append({"do": "close", "run": key, **closed})
 
     def _seconds(self) -> int:
         # Steps of the system metrics: they go on growing in a resumed job.
@@ -262,29 +271,7 @@ def _outcome(error: BaseException) -> tuple[str, str | None]:
         return "FINISHED", None
     if isinstance(error, SystemExit) and error.code in (130, 143):
         return "KILLED", None
-    return "FAILED", _clean(f"{type(error).__name__}: {error}")
-
-
-def _flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from _flattened(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _param(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return _cut(without_credentials(text), _MAX_PARAM_CHARACTERS)
-
-
-def _clean(value: object) -> str:
-    return _cut(without_credentials(str(value)), _MAX_TAG_CHARACTERS)
-
-
-def _cut(text: str, limit: int) -> str:
-    note = f" ... (cut; {len(text):,} characters in settings.yaml)" if limit == _MAX_PARAM_CHARACTERS else " ... (cut)"
-    return text if len(text) <= limit else text[: limit - len(note)] + note
+    return "FAILED", clean(f"{type(error).__name__}: {error}")
 
 
 def _user_name() -> str:

@@ -4,22 +4,24 @@ It reads the journals from where the store has acknowledged them, sends each (me
 waits out outages, and ends when the job's closing record has arrived. Callers only ever append to a
 journal, so neither a slow store nor an absent one slows the work.
 
-Exactly once rests on three things: the journal decides which points count (:class:`cluster.journal.Series`);
-run.json holds the offset up to which the store has answered; and what lies behind that offset, or was
-in flight when a call failed, is compared with the store before it is sent again.
+Exactly once rests on three things. The journal decides which points count (:class:`cluster.journal.Series`),
+and a point is sent with the journal's time and value however often it is sent: to MLflow's database the same
+(run, metric, step, time, value) is the same row, so a request that was given up and lands after its
+repetition changes nothing. run.json holds the offset up to which the store has answered. What lies behind
+that offset, or was in flight when a call failed, is compared with the store by (metric, step) before it is
+sent again: a machine that lost its power may have lost lines that the store has.
 """
 
 import contextlib
 import json
-import os
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.acknowledged import Acknowledged, RecordedSteps
 from cluster.journal import Point, Record, Series, Tail, points_of, read_all
 from cluster.patience import AbandonedError, Patience, RefusedError, Store, first_line
 from cluster.progress import say
@@ -30,57 +32,6 @@ _POLL_SECONDS = 0.5
 _CLOSING_OUTAGE_SECONDS = 10.0
 
 
-@dataclass(slots=True)
-class Acknowledged:
-    """What the store has: run ids by run key, and bytes acknowledged by journal; run.json holds it."""
-
-    store: str
-    runs: dict[str, str] = field(default_factory=dict)
-    offsets: dict[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def load(cls, path: Path, store: str) -> "Acknowledged":
-        """Read run.json; empty if it is absent, damaged, or about another store: all is then sent anew."""
-        try:
-            found = cls(**json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError, TypeError):
-            return cls(store)
-        return found if found.store == store else cls(store)
-
-    def save(self, path: Path) -> None:
-        """Replace run.json atomically."""
-        aside = path.with_name(path.name + ".tmp")
-        aside.write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
-        os.replace(aside, path)  # noqa: PTH105 - the same call as Path.replace, said plainly
-
-
-class _Steps:
-    """The steps the store already holds, by run and metric, asked for only where they are in doubt."""
-
-    def __init__(self, ask: Callable[[str, str], set[int]]) -> None:
-        self._ask = ask
-        self._known: dict[tuple[str, str], set[int]] = {}
-        self._new_runs: set[str] = set()
-
-    def trust_empty(self, run_id: str) -> None:
-        """Remember that this process has just created the run: it holds nothing yet."""
-        self._new_runs.add(run_id)
-
-    def unrecorded(self, run_id: str, points: list[Point]) -> list[Point]:
-        """Return the points whose step the store does not hold."""
-        for metric in {point.metric for point in points}:
-            if (run_id, metric) not in self._known:
-                steps = set() if run_id in self._new_runs else self._ask(run_id, metric)
-                self._known[run_id, metric] = steps
-        return [point for point in points if point.step not in self._known[run_id, point.metric]]
-
-    def doubt(self, run_id: str, points: list[Point]) -> None:
-        """Forget what is known about these metrics: a batch of them may or may not have arrived."""
-        self._new_runs.discard(run_id)
-        for metric in {point.metric for point in points}:
-            self._known.pop((run_id, metric), None)
-
-
 class Replayer:
     """Sends the journals under `folder` to the store from a thread of its own."""
 
@@ -88,11 +39,12 @@ class Replayer:
         self._folder, self._store = folder, store
         self._state_path = folder / "run.json"
         self._acknowledged = Acknowledged.load(self._state_path, store.name)
+        self._acknowledged.forget_lost_lines(folder)
         self._key = ""
         self._tails = {JOURNAL_NAME: Tail(folder / JOURNAL_NAME)}
         self._followers: dict[str, str] = {}  # journal -> key of the run its points belong to
         self._forget()
-        self._steps = _Steps(store.recorded_steps)
+        self._steps = RecordedSteps(store.recorded_steps)
         self._patience = Patience(store, folder)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="herd-tracking", daemon=True)
@@ -107,6 +59,7 @@ class Replayer:
         self._closed: set[str] = set()
         self._check_twins: set[str] = set()
         self._live = False
+        self._told_unsaved = False
 
     @property
     def run_ids(self) -> dict[str, str]:
@@ -154,8 +107,11 @@ class Replayer:
         try:
             self._patience.call(self._store.connect)
             self._catch_up()
-            while self._advance() or not self._patience.closing.is_set():
+            closing = False
+            # Asked before each look: what was appended before the closing is still read.
+            while self._advance() or not closing:
                 self._patience.closing.wait(_POLL_SECONDS)
+                closing = self._patience.closing.is_set()
             self._done.set()
         except AbandonedError:
             pass
@@ -205,7 +161,12 @@ class Replayer:
     def _save(self) -> None:
         if self._patience.abandoned.is_set():  # another process may own the folder by now
             raise AbandonedError
-        self._acknowledged.save(self._state_path)
+        try:
+            self._acknowledged.save(self._state_path)
+        except OSError as error:  # a full disk: the next start compares more with the store, and finds all of it
+            if not self._told_unsaved:
+                say(f"tracking: {self._state_path} cannot be written ({first_line(error)}); the job goes on")
+            self._told_unsaved = True
 
     # Records
 
@@ -370,6 +331,11 @@ class Replayer:
         try:
             self._patience.call(attempt, may_refuse=True)
         except RefusedError as error:
+            if len(points) > 1 and self._patience.call(lambda: self._store.is_active(run_id)):
+                middle = len(points) // 2  # one point must not take its neighbours with it
+                self._send(run, points[:middle])
+                self._send(run, points[middle:])
+                return
             say(f"tracking: {self._store.name} refused {len(points)} points, kept in {self._folder}: {error}")
 
     def _offer(self, run: str, what: str, call: Callable[[], Any]) -> None:

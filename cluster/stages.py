@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from cluster.node_metrics import sampled_nodes
 from cluster.progress import say
 from cluster.record_book import Run
 from cluster.session import Cluster, connect
@@ -76,6 +77,8 @@ class Stages:
     def _connected(self) -> Cluster:
         if self._cluster is None:
             self._cluster = self._exits.enter_context(connect(self._job.cluster))
+            if self._cluster.address is not None:  # a Ray of the job's own has no other node
+                self._exits.enter_context(sampled_nodes(self._run.log_load))
         return self._cluster
 
 

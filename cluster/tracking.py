@@ -15,6 +15,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -31,6 +32,7 @@ from cluster.patience import first_line
 from cluster.progress import say
 from cluster.record_book import RecordBook, Run
 from cluster.replay import JOURNAL_NAME, Replayer
+from cluster.system_metrics import SAMPLE_SECONDS
 from gpt_core.errors import CheckpointError, ResourceError, SettingsError
 from gpt_core.settings import TrackingSettings
 
@@ -67,6 +69,10 @@ _REFUSALS = frozenset({
     "NOT_IMPLEMENTED", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST",
 })  # fmt: skip
 
+# How databases put that a row was there already. MLflow looks for rows it has before it writes, and
+# fails with BAD_REQUEST where the same request, given up before, is being written at that moment.
+_TWICE_AT_ONCE = re.compile(r"unique constraint|duplicate", re.IGNORECASE)
+
 
 @dataclass(frozen=True, slots=True)
 class TrackingOptions:
@@ -83,7 +89,7 @@ class TrackingOptions:
     uri: str | None = None
     experiment: str = "gpt-herd"
     enabled: bool = True
-    system_seconds: float | None = 5.0
+    system_seconds: float | None = SAMPLE_SECONDS
     closing_seconds: float = 20.0
 
 
@@ -216,7 +222,7 @@ class _MlflowStore:
         from mlflow.exceptions import MlflowException
 
         if isinstance(error, MlflowException):
-            return error.error_code in _REFUSALS
+            return error.error_code in _REFUSALS and not _TWICE_AT_ONCE.search(str(error))
         return isinstance(error, (FileNotFoundError, IsADirectoryError, ImportError))
 
     def is_active(self, run_id: str) -> bool:

@@ -19,7 +19,6 @@ from cluster.registering import is_registered, register
 from cluster.session import Cluster
 from gpt_core import checkpoint, manifest
 from gpt_core.checkpoint import Description
-from gpt_core.errors import ResourceError
 from gpt_core.manifest import Manifest
 from gpt_core.schedule import Recipe
 from gpt_core.settings import PretrainSettings
@@ -159,15 +158,9 @@ class _Reporter:
     def on_metrics(self, step: int, tokens: int, metrics: dict[str, float]) -> None:
         if self._path is None:
             return
-        try:
-            # Opened as late as here, where no earlier worker can be at it any more.
-            self._journal = self._journal or Journal(self._path)
-            self._journal.append_metrics(metrics, step=step, tokens=tokens)
-        except OSError as error:
-            found = error.strerror or str(error)
-            raise ResourceError(
-                str(self._path), found, "a journal with room to write", "free space and run it again"
-            ) from error
+        # Opened as late as here, where no earlier worker can be at it any more.
+        self._journal = self._journal or Journal(self._path)
+        self._journal.append_metrics(metrics, step=step, tokens=tokens)
 
     def on_checkpoint(self, path: Path, step: int, metrics: dict[str, float]) -> None:  # noqa: ARG002
         if self._journal is not None:

@@ -1,6 +1,7 @@
 """Tracking under kills and outages: a real MLflow store, counted row by row afterwards."""
 
 import contextlib
+import math
 import os
 import random
 import signal
@@ -207,7 +208,8 @@ def _train(folder, proxy, experiment, disturb):
         for step in range(1, 601):
             disturb(step)
             began = time.perf_counter()
-            child.log_metrics({"loss": 1 / step, "lr": 0.1}, step=step, tokens=step * 1024)
+            loss = {300: math.nan, 301: math.inf}.get(step, 1 / step)
+            child.log_metrics({"loss": loss, "lr": 0.1}, step=step, tokens=step * 1024)
             costs.append(time.perf_counter() - began)
             time.sleep(0.005)
         child.log_dataset(f"corpus-{experiment}", "d" * 64, "/corpus")

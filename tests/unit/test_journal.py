@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.journal import Journal, Point, Series, Tail, points_of, read_all, stride
+from gpt_core.errors import ResourceError
 
 
 def test_records_come_back_in_order(tmp_path):
@@ -70,7 +71,8 @@ def test_write_that_fails_halfway_does_not_spoil_the_next_record(tmp_path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    full = r"journal.jsonl: found No space left on device; expected a place with room to write; free space and run"
+    with pytest.raises(ResourceError, match=full):
         journal.append({"step": 1})
     monkeypatch.setattr(os, "write", real_write)
     journal.append({"step": 2})

@@ -1,39 +1,61 @@
-"""The replay against a store in memory that fails before or after it has acted, and keeps duplicates."""
+"""The replay against a store in memory that fails before or after it has acted, or acts when it was given up."""
 
 import itertools
 import random
+import threading
 import time
 from collections import Counter
 
 import pytest
 
 from cluster import patience
+from cluster.acknowledged import Acknowledged
+from cluster.journal import Journal
 from cluster.record_book import RecordBook
 from cluster.replay import Replayer
 
 
 class Unreliable:
-    """A store that counts what it gets; `fails` decides for each call if it fails, and if it acts first."""
+    """A store that counts what it gets; `fails` decides for each call if it fails, and if it acts before or after.
+
+    As in MLflow's database (tests/unit/test_tracking.py), the same point sent again is the same row, while
+    another time or value makes a second row of the step.
+    """
 
     name = "the store"
 
     def __init__(self, fails=lambda call: None):
         self.fails = fails
         self.runs, self.parents, self.statuses = {}, {}, {}
-        self.rows = Counter()
+        self.points, self.late = set(), []
+        self.refused_steps, self.threads = set(), set()
         self.tags, self.params, self.artifacts, self.refused = {}, {}, Counter(), set()
         self.num_calls = 0
         self._ids = itertools.count()
 
     def _do(self, call, action=lambda: None):
         self.num_calls += 1
+        self.threads.add(threading.current_thread().name)
         outcome = self.fails(call)
         if outcome == "before":
             raise ConnectionError("connection refused")
+        if outcome == "late":
+            self.late.append(action)
+            raise TimeoutError("no answer")
         result = action()
         if outcome == "after":
             raise TimeoutError("no answer")
         return result
+
+    @property
+    def rows(self):
+        """Rows of each (run, metric, step)."""
+        return Counter(point[:3] for point in self.points)
+
+    def land_late(self):
+        """Act on all requests that were given up."""
+        while self.late:
+            self.late.pop()()
 
     def connect(self):
         self._do("connect")
@@ -62,12 +84,15 @@ class Unreliable:
         self._do("set_status", lambda: self.statuses.__setitem__(run_id, status))
 
     def recorded_steps(self, run_id, metric):
-        rows = lambda: {step for one, name, step in self.rows if (one, name) == (run_id, metric)}  # noqa: E731
-        return self._do("recorded_steps", rows)
+        steps = lambda: {point[2] for point in self.points if point[:2] == (run_id, metric)}  # noqa: E731
+        return self._do("recorded_steps", steps)
 
     def log_points(self, run_id, points):
         assert len(points) <= 1000
-        self._do("log_points", lambda: self.rows.update((run_id, point.metric, point.step) for point in points))
+        if self.refused_steps & {point.step for point in points}:
+            raise ValueError("no such step")
+        rows = {(run_id, point.metric, point.step, point.time, repr(point.value)) for point in points}
+        self._do("log_points", lambda: self.points.update(rows))
 
     def log_params(self, run_id, params):
         self._do("log_params", lambda: self.params.setdefault(run_id, {}).update(params))
@@ -104,7 +129,7 @@ def _no_long_waits(monkeypatch):
     monkeypatch.setattr("cluster.replay._POLL_SECONDS", 0.005)
 
 
-def run_job(folder, store, steps, seconds=20.0):
+def run_job(folder, store, steps, seconds=100.0):
     book = RecordBook(folder, store, system_seconds=None)
     with book.opened("", "job", "pipeline", None) as run, run.child("train") as child:
         for step in steps:
@@ -173,7 +198,7 @@ def test_runs_deleted_from_the_store_are_written_anew(tmp_path, capsys):
     store = Unreliable()
     assert run_job(tmp_path / "tracking", store, range(1, 50))
     store.runs.clear()
-    store.rows.clear()
+    store.points.clear()
     assert run_job(tmp_path / "tracking", store, range(50, 60))
     assert set(store.rows) == expected_rows(child_of(store), range(1, 60))
     assert "is gone" in capsys.readouterr().err
@@ -187,11 +212,11 @@ def test_outage_is_told_once_and_the_job_does_not_wait_for_it(tmp_path, capsys, 
     told = capsys.readouterr().err
     assert told.count("does not answer (connection refused)") == 1
     assert "the job goes on" in told
-    assert store.rows == {}
+    assert store.points == set()
     store.fails = lambda call: None
     replayer = Replayer(tmp_path / "tracking", store)
     replayer.start()
-    assert replayer.finish(20)
+    assert replayer.finish(100)
     assert set(store.rows) == expected_rows(child_of(store), range(1, 100))
 
 
@@ -205,7 +230,7 @@ def test_artifact_the_store_never_takes_is_set_aside_and_holds_nothing_up(tmp_pa
         run.log_artifact(tmp_path / "a.txt")
         run.log_artifact(tmp_path / "b.txt")
         run.log_metrics({"loss": 1.0}, step=1)
-    assert book.close(20.0)
+    assert book.close(100.0)
     assert store.artifacts == {"b.txt": 1}
     assert sum(store.rows.values()) == 1
     assert "did not take artifact" in capsys.readouterr().err
@@ -220,13 +245,11 @@ def test_run_created_twice_by_a_late_request_is_deleted(tmp_path):
             time.sleep(0.001)
         store.runs["late"] = store.runs[run.run_id]
         run.log_metrics({"loss": 1.0}, step=1)
-    assert book.close(20.0)
+    assert book.close(100.0)
     assert list(store.runs) == [run.run_id]
 
 
 def test_worker_journal_is_followed_to_its_end_before_the_run_closes(tmp_path):
-    from cluster.journal import Journal
-
     store = Unreliable()
     book = RecordBook(tmp_path / "tracking", store, system_seconds=None)
     worker = Journal(tmp_path / "metrics.jsonl")
@@ -234,17 +257,121 @@ def test_worker_journal_is_followed_to_its_end_before_the_run_closes(tmp_path):
         child.follow(tmp_path / "metrics.jsonl")
         for step in range(1, 300):
             worker.append_metrics({"loss": 1.0, "lr": 0.1}, step=step, tokens=step)
-    assert book.close(20.0)
+    assert book.close(100.0)
     assert set(store.rows) == expected_rows(child_of(store), range(1, 300))
     assert store.statuses[child_of(store)] == "FINISHED"
 
 
 def test_slow_store_has_the_final_statuses_even_where_records_still_wait(tmp_path):
+    """And the request that was under way, which lands when the next job is at it, makes no second row."""
     store = Unreliable()
-    store.fails = lambda call: time.sleep(0.5) if call == "log_points" else None
-    assert not run_job(tmp_path / "tracking", store, range(1, 5000), seconds=0.3)
-    assert sum(store.rows.values()) < 3 * 4999
+    asked, answer = threading.Event(), threading.Event()
+
+    def wait(call):
+        if call == "log_points":
+            asked.set()
+            answer.wait(100)
+
+    store.fails = wait
+    book = RecordBook(tmp_path / "tracking", store, system_seconds=None)
+    with book.opened("", "job", "pipeline", None) as run, run.child("train") as child:
+        for step in range(1, 5000):
+            child.log_metrics({"loss": 1 / step, "lr": 0.1}, step=step, tokens=step * 1024)
+        assert asked.wait(100)
+    assert not book.close(0.1)
+    assert store.points == set()
     assert [store.statuses[run_id] for run_id in store.runs] == ["FINISHED", "FINISHED"]
-    store.fails = lambda call: None
+    store.fails = lambda call: answer.set() if call == "log_points" else None
     assert run_job(tmp_path / "tracking", store, range(5000, 5001))
+    steps = [*range(1, 2000), *range(2000, 5000, 2), 4999, 5000]
+    assert set(store.rows) == expected_rows(child_of(store), steps)
     assert set(store.rows.values()) == {1}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_requests_that_land_after_their_repetition_make_no_second_row(tmp_path, seed):
+    chance = random.Random(seed)
+    late = lambda call: "late" if call == "log_points" and chance.random() < 0.6 else None  # noqa: E731
+    store = Unreliable(late)
+    assert run_job(tmp_path / "tracking", store, range(1, 1501))
+    store.fails = lambda call: None
+    assert store.late
+    store.land_late()
+    assert run_job(tmp_path / "tracking", store, range(1400, 1600))
+    assert set(store.rows) == expected_rows(child_of(store), range(1, 1600))
+    assert set(store.rows.values()) == {1}
+
+
+def test_lines_lost_with_the_power_are_not_sent_a_second_time_when_training_repeats_them(tmp_path):
+    store, folder = Unreliable(), tmp_path / "tracking"
+    assert run_job(folder, store, range(1, 300))
+    journal = folder / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-9000])  # the store and run.json know more than the disk
+    assert run_job(folder, store, range(150, 500))
+    assert set(store.rows) == expected_rows(child_of(store), range(1, 500))
+    assert set(store.rows.values()) == {1}
+
+
+def test_a_store_that_never_answers_does_not_hold_up_the_job_whose_threads_never_ask_it(tmp_path):
+    store, answer = Unreliable(), threading.Event()
+    store.fails = lambda call: answer.wait(100) and None
+    book = RecordBook(tmp_path / "tracking", store, system_seconds=None)
+    with book.opened("", "job", "pipeline", None) as run, run.child("train") as child:
+        child.log_settings({"a": 1})
+        for step in range(1, 1000):
+            child.log_metrics({"loss": 1 / step, "lr": 0.1}, step=step, tokens=step)
+        child.log_dataset("corpus", "d" * 64, "/corpus")
+        child.log_table([{"a": 1}], "samples.json")
+        child.log_model("step-999", step=999, metrics={"loss": 0.1})
+    assert store.num_calls <= 1  # it may have begun to connect; nothing waited for it
+    answer.set()
+    assert book.close(100.0)
+    assert store.threads == {"herd-tracking"}
+    assert set(store.rows) == expected_rows(child_of(store), range(1, 1000))
+
+
+def test_one_refused_point_does_not_take_its_neighbours_with_it(tmp_path, capsys):
+    store = Unreliable()
+    store.refused_steps = {77}
+    assert run_job(tmp_path / "tracking", store, range(1, 400))
+    assert set(store.rows) == expected_rows(child_of(store), [step for step in range(1, 400) if step != 77])
+    assert "refused 1 points" in capsys.readouterr().err
+
+
+def test_what_is_appended_just_before_the_closing_is_sent(tmp_path, monkeypatch):
+    """The replay has looked and found nothing; then come the last records and the wish to close."""
+    store, looked, appended = Unreliable(), threading.Event(), threading.Event()
+    advance = Replayer._advance
+
+    def look(self):
+        found = advance(self)
+        if not found and not looked.is_set():
+            looked.set()
+            appended.wait(100)
+        return found
+
+    monkeypatch.setattr(Replayer, "_advance", look)
+    book = RecordBook(tmp_path / "tracking", store, system_seconds=None)
+    with book.opened("", "job", "pipeline", None) as run:
+        assert looked.wait(100)
+        run.log_metrics({"loss": 1.0}, step=1)
+    book._replayer._patience.closing.set()
+    appended.set()
+    assert book.close(100.0)
+    assert len(store.rows) == 1
+    assert list(store.statuses.values()) == ["FINISHED"]
+
+
+def test_run_json_on_a_full_disk_is_told_once_and_keeps_nothing_from_the_store(tmp_path, monkeypatch, capsys):
+    def full(self, path):
+        raise OSError(28, "No space left on device")
+
+    store = Unreliable()
+    with monkeypatch.context() as patch:
+        patch.setattr(Acknowledged, "save", full)
+        assert run_job(tmp_path / "tracking", store, range(1, 100))
+    assert capsys.readouterr().err.count("run.json cannot be written") == 1
+    assert run_job(tmp_path / "tracking", store, range(100, 200))
+    assert set(store.rows) == expected_rows(child_of(store), range(1, 200))
+    assert set(store.rows.values()) == {1}
+    assert len(store.runs) == 2

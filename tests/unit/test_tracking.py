@@ -1,16 +1,18 @@
 """Runs in a real MLflow store: what they hold, how they end, and that a row is never there twice."""
 
 import json
+import math
 import shutil
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from cluster import tracking
-from cluster.journal import Journal
+from cluster.journal import Journal, Point
 from cluster.tracking import TrackingOptions, open_run, page_command, replay
 from gpt_core.errors import ResourceError, SettingsError
 from gpt_core.settings import TrackingSettings
@@ -86,6 +88,52 @@ def test_run_holds_what_the_job_recorded(output):
     (model,) = client.search_logged_models([held.info.experiment_id])
     assert (model.name, model.tags["herd.checkpoint"]) == ("step-00000020", "abc")
     assert [(m.key, m.value) for m in model.metrics] == [("checkpoint/loss", 2.25)]
+
+
+def stored_points(output, run_id):
+    query = f"select key, step, value, is_nan from metrics where run_uuid = '{run_id}' order by key, step"
+    return rows(output, query)
+
+
+def test_values_that_are_no_numbers_reach_the_page_and_stop_nothing(output):
+    with open_run(QUIET, name="a", kind="pretrain", output=output) as run:
+        for step, value in enumerate([1.0, math.nan, math.inf, -math.inf, 2.0]):
+            run.log_metrics({"loss": value}, step=step)
+    largest = sys.float_info.max  # what MLflow's database holds for an infinity
+    assert stored_points(output, run.run_id) == [
+        ("loss", 0, 1.0, 0), ("loss", 1, 0.0, 1), ("loss", 2, largest, 0), ("loss", 3, -largest, 0), ("loss", 4, 2.0, 0)
+    ]  # fmt: skip
+    assert replay(QUIET, output)
+    assert len(stored_points(output, run.run_id)) == 5
+
+
+def test_points_sent_again_at_any_time_are_the_same_rows(output):
+    """What exactly once rests on: a request may land late, after its repetition or beside it."""
+    with open_run(QUIET, name="a", kind="pretrain", output=output) as run:
+        pass
+    store = tracking_store(output)
+    points = [Point("loss", step, 1000 + step, [0.1, math.nan, math.inf][step % 3]) for step in range(300)]
+    store.log_points(run.run_id, points[:200])
+    refused = []
+
+    def send(start):
+        for _ in range(50):
+            try:
+                return store.log_points(run.run_id, points[start : start + 150])
+            except Exception as error:  # written at the same moment by another: to be tried again, not refused
+                refused.append(store.is_refusal(error))
+        raise AssertionError("never taken")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(send, [150, 0, 100, 150]))
+    assert not any(refused)
+    assert metric_rows(output) == [(step, 1) for step in range(300)]
+
+
+def tracking_store(output):
+    store = tracking._MlflowStore(QUIET, output.parent)
+    store.connect()
+    return store
 
 
 def artifact(client, run_id, path):
