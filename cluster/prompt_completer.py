@@ -128,7 +128,7 @@ class PromptCompleter:
         return response.result()
 
     def _request(self, prompt: Prompt) -> GenerationRequest:
-        ids = tuple(self._tokenizer.encode(prompt.text).tolist())
+        ids = tuple(self._tokenizer.encode_prompt(prompt.text).tolist())
         # An id of its own for each call: a repeated call may meet the first one still running.
         return GenerationRequest(id=uuid.uuid4().hex, prompt_ids=ids, sampling=prompt.sampling, key=prompt.id)
 

@@ -36,6 +36,7 @@ class GigatokenTokenizer:
         self.name = reference.name
         self.vocabulary_size = reference.vocabulary_size
         self.end_of_text = reference.end_of_text
+        self.specials = reference.specials
         self.digest = reference.digest
         self.dtype = reference.dtype
         self._encoder: gigatoken.Tokenizer | None = None
@@ -63,6 +64,10 @@ class GigatokenTokenizer:
     def encode(self, text: str) -> Ids:
         """Return the ids of one text, without an end-of-text token; lone surrogates become U+FFFD."""
         return self.encode_many([text])[0]
+
+    def encode_prompt(self, text: str) -> Ids:
+        """Return the ids of a prompt: as ``encode``, but a special token that it spells is that token."""
+        return self.reference.encode_prompt(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of the ids; bytes that are not UTF-8 become U+FFFD."""

@@ -21,7 +21,7 @@ from gpt_core.errors import CheckpointError, StaleOutputError
 from gpt_core.model import GPT, LAYER_NORM_EPSILON
 from gpt_core.presets import ModelShape
 from gpt_core.tokenizer import load_tokenizer
-from gpt_core.vocabulary import END_OF_TEXT, _byte_characters, gpt2_ranks, read_ranks
+from gpt_core.vocabulary import END_OF_TEXT, _byte_characters, gpt2_ranks, read_vocabulary
 
 _CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 _BUFFERS = (".attn.bias", ".attn.masked_bias")
@@ -140,17 +140,23 @@ def exported_weights(weights: Mapping[str, Tensor], vocabulary_size: int) -> dic
 
 def write_tokenizer(folder: Path, name: str, num_positions: int) -> None:
     """Write vocab.json, merges.txt and tokenizer_config.json of a tokenizer, by its name as in settings."""
+    specials: tuple[str, ...] = ()
     if name == "bytes":
         ranks = {bytes([byte]): byte for byte in range(256)}
+    elif name == "gpt2":
+        ranks = gpt2_ranks()
     else:
-        ranks = gpt2_ranks() if name == "gpt2" else read_ranks(Path(name))
+        ranks, specials = read_vocabulary(Path(name))
     characters = _byte_characters()
     spelled = {token: "".join(characters[byte] for byte in token) for token in ranks}
     ids = {spelled[token]: rank for token, rank in sorted(ranks.items(), key=lambda item: item[1])}
-    _write_json(folder / "vocab.json", ids | {END_OF_TEXT: len(ranks)})
+    added = {special: number for number, special in enumerate((END_OF_TEXT, *specials), start=len(ranks))}
+    _write_json(folder / "vocab.json", ids | added)
     lines = [f"{spelled[left]} {spelled[right]}" for left, right in merges_of(ranks)]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines, ""]), encoding="utf-8")
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    special: dict[str, Any] = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    if specials:
+        special["additional_special_tokens"] = list(specials)
     config = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": num_positions, "add_prefix_space": False}
     _write_json(folder / "tokenizer_config.json", config | special)
 

@@ -92,7 +92,7 @@ class PromptModel:
         shape, weights = import_model(folder)
         tokenizer = load_tokenizer(_tokenizer_place(folder, _read_facts(folder)))
         self._engine = Engine(weights, shape, tokenizer, EngineOptions(slots=_SLOTS))
-        self._encode = tokenizer.encode
+        self._encode = tokenizer.encode_prompt
         self._calls = count()
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:

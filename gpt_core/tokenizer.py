@@ -1,7 +1,8 @@
 """Text to token ids and back: GPT-2's vocabulary, plain bytes, or any tiktoken-format ranks file.
 
 The ids of a text depend on the vocabulary alone, never on the backend that computes them. Encoding never
-produces the end-of-text token: a literal ``<|endoftext|>`` in a document is text like any other.
+produces the end-of-text token: a literal ``<|endoftext|>`` in a document is text like any other. So are the special
+tokens that fine-tuning adds, such as ``<to-fr>``, in documents; in prompts they are tokens.
 """
 
 import functools
@@ -19,7 +20,7 @@ from tiktoken_ext import openai_public
 
 from gpt_core.errors import ResourceError, SettingsError
 from gpt_core.storage import Storage, is_url
-from gpt_core.vocabulary import END_OF_TEXT, digest_ranks, gpt2_ranks, read_ranks
+from gpt_core.vocabulary import END_OF_TEXT, digest_ranks, gpt2_ranks, read_vocabulary
 
 Backend = Literal["auto", "tiktoken", "gigatoken"]
 Ids = NDArray[np.unsignedinteger]
@@ -41,9 +42,11 @@ class Tokenizer(Protocol):
     backend: str
     """Which code computes the ids: "tiktoken", "gigatoken" or "bytes"."""
     vocabulary_size: int
-    """Number of ids, end of text included."""
+    """Number of ids, end of text and special tokens included."""
     end_of_text: int
-    """The id that ends a document; the last one of the vocabulary."""
+    """The id that ends a document; the last one of the vocabulary but for special tokens."""
+    specials: tuple[str, ...]
+    """Special tokens, in the order of their ids, which follow end of text."""
     digest: str
     """SHA-256 of the vocabulary, equal for every backend."""
     dtype: IdType
@@ -55,6 +58,10 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> Ids:
         """Return the ids of one text, without an end-of-text token."""
+        ...
+
+    def encode_prompt(self, text: str) -> Ids:
+        """Return the ids of a prompt: as ``encode``, but a special token that it spells is that token."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -110,16 +117,17 @@ class TiktokenTokenizer:
 
     backend = "tiktoken"
 
-    def __init__(self, name: str, ranks: dict[bytes, int]) -> None:
+    def __init__(self, name: str, ranks: dict[bytes, int], specials: tuple[str, ...] = ()) -> None:
         self.name = name
         self.ranks = ranks
+        self.specials = specials
         self.end_of_text = len(ranks)
-        self.vocabulary_size = len(ranks) + 1
-        self.digest = digest_ranks(ranks, GPT2_PATTERN)
+        self.vocabulary_size = len(ranks) + 1 + len(specials)
+        self.digest = digest_ranks(ranks, GPT2_PATTERN, specials)
         self.dtype: IdType = id_type(self.vocabulary_size)
-        self._encoding = tiktoken.Encoding(
-            name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.end_of_text}
-        )
+        ids = {special: len(ranks) + number for number, special in enumerate((END_OF_TEXT, *specials))}
+        self._encoding = tiktoken.Encoding(name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=ids)
+        self._of_prompts = re.compile("(" + "|".join(map(re.escape, specials)) + ")") if specials else None
 
     def __reduce__(self) -> tuple[Callable[[str, Backend], Tokenizer], tuple[str, str]]:
         """Pickle as its name: the receiver reads its own vocabulary files."""
@@ -145,6 +153,18 @@ class TiktokenTokenizer:
             return np.concatenate([self.encode(part) for part in parts])
         return ids.astype(self.dtype)
 
+    def encode_prompt(self, text: str) -> Ids:
+        """Return the ids of a prompt: as ``encode``, but a special token that it spells is that token."""
+        if self._of_prompts is None:
+            return self.encode(text)
+        pieces = self._of_prompts.split(text)  # texts at even places, special tokens between them
+        return np.concatenate(
+            [self._special(piece) if place % 2 else self.encode(piece) for place, piece in enumerate(pieces)]
+        )
+
+    def _special(self, special: str) -> Ids:
+        return np.array([self.end_of_text + 1 + self.specials.index(special)], self.dtype)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of the ids; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
@@ -161,6 +181,7 @@ class ByteTokenizer:
     backend = "bytes"
     end_of_text = 256
     vocabulary_size = 257
+    specials: tuple[str, ...] = ()
     digest = hashlib.sha256(b"bytes 0..255, end of text 256\n").hexdigest()
     dtype: IdType = np.uint16
 
@@ -175,6 +196,10 @@ class ByteTokenizer:
         except UnicodeEncodeError:
             encoded = without_surrogates(text).encode("utf-8")
         return np.frombuffer(encoded, np.uint8).astype(self.dtype)
+
+    def encode_prompt(self, text: str) -> Ids:
+        """Return the ids of a prompt; there are no special tokens."""
+        return self.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of the ids; bytes that are not UTF-8 become U+FFFD."""
@@ -211,7 +236,7 @@ def _load_reference(name: str) -> TiktokenTokenizer:
         raise SettingsError(
             f"tokenizer {name!r}", "no such name or file", "'gpt2', 'bytes' or a ranks file", "check the path"
         )
-    return TiktokenTokenizer(name, read_ranks(path))
+    return TiktokenTokenizer(name, *read_vocabulary(path))
 
 
 def _join(pieces: list[Ids], dtype: IdType) -> tuple[Ids, NDArray[np.int64]]:

@@ -1,6 +1,6 @@
 """Learn a byte-level BPE vocabulary from text, and write it as a ranks file in tiktoken's format."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gpt_core.errors import CorpusError, ResourceError, SettingsError
@@ -49,9 +49,9 @@ def train_ranks(texts: Iterable[str], vocabulary_size: int) -> dict[bytes, int]:
     return ranks
 
 
-def write_ranks(path: str | Path, ranks: dict[bytes, int]) -> None:
+def write_ranks(path: str | Path, ranks: dict[bytes, int], specials: Sequence[str] = ()) -> None:
     """Write a ranks file, atomically; ``load_tokenizer`` takes its path."""
-    contents = format_ranks(ranks)
+    contents = format_ranks(ranks, specials)
     Storage.of(path).write_atomically(str(path), lambda file: file.write(contents))
 
 

