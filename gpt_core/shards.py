@@ -46,17 +46,19 @@ class ShardStats:
     batch_tokens: tuple[int, ...] = ()
 
 
-def shard_schema(dtype: np.dtype | type) -> pa.Schema:
-    """Return the columns of a shard whose token ids have this type (uint16 or uint32)."""
-    return pa.schema(
-        [
-            ("tokens", pa.list_(pa.from_numpy_dtype(dtype))),
-            ("file", pa.string()),
-            ("start", pa.int64()),
-            ("end", pa.int64()),
-            ("checksum", pa.uint32()),
-        ]
-    )
+def shard_schema(dtype: np.dtype | type, *, with_prompts: bool = False) -> pa.Schema:
+    """Return the columns of a shard whose token ids have this type (uint16 or uint32).
+
+    With prompts, as in a corpus of supervised examples, the last column is how many tokens of a row are its prompt.
+    """
+    columns = [
+        ("tokens", pa.list_(pa.from_numpy_dtype(dtype))),
+        ("file", pa.string()),
+        ("start", pa.int64()),
+        ("end", pa.int64()),
+        ("checksum", pa.uint32()),
+    ]
+    return pa.schema(columns + [("prompt_tokens", pa.int32())] * with_prompts)
 
 
 def with_end_of_text(tokens: np.ndarray, offsets: np.ndarray, end_of_text: int) -> tuple[np.ndarray, np.ndarray]:
@@ -127,6 +129,7 @@ class _Chunk:
     files: Sequence[str]
     starts: Sequence[int]
     ends: Sequence[int]
+    prompt_tokens: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -135,7 +138,8 @@ class _Chunk:
         low, high = int(self.offsets[first]), int(self.offsets[last])
         offsets = self.offsets[first : last + 1] - low
         where = slice(first, last)
-        return _Chunk(self.tokens[low:high], offsets, self.files[where], self.starts[where], self.ends[where])
+        prompts = None if self.prompt_tokens is None else self.prompt_tokens[where]
+        return _Chunk(self.tokens[low:high], offsets, self.files[where], self.starts[where], self.ends[where], prompts)
 
 
 def _batch_of(chunks: Sequence[_Chunk], schema: pa.Schema) -> pa.RecordBatch:
@@ -152,6 +156,8 @@ def _batch_of(chunks: Sequence[_Chunk], schema: pa.Schema) -> pa.RecordBatch:
         pa.array(np.concatenate([np.asarray(chunk.ends, np.int64) for chunk in chunks])),
         pa.array(row_checksums(tokens, offsets)),
     ]
+    if "prompt_tokens" in schema.names:
+        columns.append(pa.array([count for chunk in chunks for count in chunk.prompt_tokens or ()], pa.int32()))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
@@ -165,14 +171,15 @@ class ShardWriter:
     Args:
         path: Where the shard shall lie, a path or a URL; its folder is made if absent.
         dtype: Type of the token ids, uint16 or uint32.
+        with_prompts: See ``shard_schema``.
     """
 
-    def __init__(self, path: str | Path, dtype: np.dtype | type) -> None:
+    def __init__(self, path: str | Path, dtype: np.dtype | type, *, with_prompts: bool = False) -> None:
         self._url = str(path) if is_url(str(path)) else None
         self._path = Path(tempfile.gettempdir(), Path(path).name) if self._url else Path(path)
         self._temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(8)}.tmp")
         self._dtype = np.dtype(dtype)
-        self._schema = shard_schema(self._dtype)
+        self._schema = shard_schema(self._dtype, with_prompts=with_prompts)
         self._sink: _HashedFile | None = None
         self._arrow: pa.RecordBatchFileWriter | None = None
         self._waiting: list[_Chunk] = []
@@ -186,6 +193,7 @@ class ShardWriter:
         files: Sequence[str],
         starts: Sequence[int],
         ends: Sequence[int],
+        prompt_tokens: Sequence[int] | None = None,
     ) -> None:
         """Add documents in order; full batches go to disk.
 
@@ -195,10 +203,11 @@ class ShardWriter:
             files: Source file of each document.
             starts: First byte (or row) of each document in its file.
             ends: Byte (or row) past the end of each document.
+            prompt_tokens: Tokens of each document's prompt, for a shard with prompts.
         """
         if tokens.dtype != self._dtype:
             raise TypeError(f"tokens are {tokens.dtype}, the shard holds {self._dtype}")
-        chunk = _Chunk(tokens, np.asarray(offsets, np.int64), files, starts, ends)
+        chunk = _Chunk(tokens, np.asarray(offsets, np.int64), files, starts, ends, prompt_tokens)
         first = 0
         while first < len(chunk):
             last = self._end_of_batch(chunk, first)
