@@ -19,18 +19,20 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from gpt_core import checkpoint
+from gpt_core import checkpoint, early_stopping
 from gpt_core.checkpoint import Description
 from gpt_core.checkpoint_writer import CheckpointWriter
-from gpt_core.corpus import Corpus
 from gpt_core.errors import ResourceError, RunFailedError
 from gpt_core.learner import Compute, Learner, StepReport
+from gpt_core.masked_windows import num_targets
 from gpt_core.order import Cells
 from gpt_core.precision import choose_dtype, peak_flops
 from gpt_core.prefetch import Prefetcher
 from gpt_core.reduction import Ranks
 from gpt_core.schedule import learning_rate_share
 from gpt_core.sole_writer import sole_writer
+from gpt_core.starting_weights import load_starting_weights
+from gpt_core.supervised_corpus import open_corpus
 from gpt_core.training_plan import TrainingPlan, check_ranks, check_resume, check_vocabulary
 
 Metrics = dict[str, float]
@@ -150,7 +152,7 @@ class Run:
         self.plan = plan
         self.ranks = ranks
         self.observer = observer
-        self.corpus = Corpus(plan.corpus, "train")
+        self.corpus = open_corpus(plan.corpus, "train")
         tokenizer = self.corpus.manifest.tokenizer
         check_vocabulary(plan.shape, tokenizer.name, tokenizer.vocabulary_size)
         self.order = self.corpus.order(plan.seed, plan.window_tokens, plan.batch_sequences)
@@ -173,7 +175,7 @@ class Run:
         if before is None and self.ranks.rank == 0:
             checkpoint.set_aside_after(self.plan.output, _step_of(path))
         if path is None:
-            self.learner.initialise()
+            self._begin()
             return
         found = checkpoint.load(path)
         check_resume(str(path), self._identity_of(found.description), self._identity())
@@ -181,12 +183,21 @@ class Run:
         self.tokens = found.description.tokens
         self.metrics = dict(found.description.metrics)
 
+    def _begin(self) -> None:
+        """Take the weights of step 0: the seed's, or those of a checkpoint."""
+        plan = self.plan
+        if plan.starting_checkpoint is None:
+            self.learner.initialise()
+            return
+        start = (plan.starting_checkpoint, plan.starting_digest, plan.shape.vocabulary_size)
+        self.learner.load_weights(load_starting_weights(*start))
+
     def finish(self) -> TrainingSummary:
         """Train the steps that are left, then write the last checkpoint and wait for it."""
         first_step, stopped = self.learner.step, False
         try:
             with self.batches(self.plan.num_steps) as batches:
-                while self.learner.step < self.plan.num_steps and not stopped:
+                while not (stopped or self.is_over):
                     stopped = self._train_one(batches)
             if self.learner.step > first_step and self.writer.last_step != self.learner.step:
                 self._checkpoint()
@@ -199,8 +210,13 @@ class Run:
             metrics=self.metrics,
             checkpoint=self._newest_path(),
             resumed_from=first_step,
-            stopped=self.learner.step < self.plan.num_steps,
+            stopped=not self.is_over,
         )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no step is left, or patience has run out."""
+        return self.plan.is_over(self.learner.step, self.metrics)
 
     @contextmanager
     def batches(self, stop_step: int) -> Iterator[Prefetcher]:
@@ -238,12 +254,17 @@ class Run:
         self.metrics = self._step_metrics(report, share, (self.tokens - tokens) / seconds)
         self.metrics["data_wait_share"] = waited_seconds / seconds
         if self._is_due(self.plan.evaluate_every_steps) and len(self.validation):
-            self.metrics["validation_loss"] = self.validation_loss()
+            self._evaluate()
         self.observer.on_metrics(self.learner.step, self.tokens, dict(self.metrics))
         self.writer.poll()
         if self._checkpoint_is_due():
             self._checkpoint()
         return report.stop_votes > 0
+
+    def _evaluate(self) -> None:
+        self.metrics["validation_loss"] = loss = self.validation_loss()
+        if self.plan.patience_evaluations is not None:
+            self.metrics |= early_stopping.after_evaluation(self.metrics, loss)
 
     def validation_loss(self) -> float:
         """Return the mean loss over the held-out windows, the same bits on any number of ranks."""
@@ -254,7 +275,7 @@ class Run:
                 sums[start : start + size] = self.learner.window_losses(self.validation[start : start + size])
         # Each sum is one rank's number and zeros of the others', so that adding them is exact.
         total = math.fsum(self._add_over_ranks(sums))
-        return total / (len(sums) * self.plan.window_tokens)
+        return total / num_targets(self.validation)
 
     def _add_over_ranks(self, values: np.ndarray) -> np.ndarray:
         if self.ranks.num_ranks == 1:
@@ -272,6 +293,7 @@ class Run:
             "learning_rate": self.plan.recipe.learning_rate * share,
             "tokens_per_second": tokens_per_second,
             "peak_memory_bytes": float(_peak_memory_bytes(self.device)),
+            **early_stopping.carried(self.metrics),
         }
         peak = peak_flops(self.device)
         if peak is not None:
@@ -310,7 +332,8 @@ class Run:
     def _checkpoint_is_due(self) -> bool:
         # By the clock rank 0 alone decides, which alone writes; no result depends on when.
         by_steps = self.plan.checkpoint_every_steps is not None and self._is_due(self.plan.checkpoint_every_steps)
-        return by_steps or time.monotonic() >= self._next_checkpoint_seconds
+        is_kept = self.plan.patience_evaluations is not None and early_stopping.is_best(self.metrics)
+        return by_steps or is_kept or time.monotonic() >= self._next_checkpoint_seconds
 
     def _checkpoint(self) -> None:
         self._next_checkpoint_seconds = time.monotonic() + (self.plan.checkpoint_every_seconds or math.inf)
@@ -380,7 +403,7 @@ class Run:
             if self.plan.evaluate_every_steps is not None and self.ranks.rank == 0:
                 warnings.warn(f"{self.plan.corpus} has no validation split: no validation loss", stacklevel=2)
             return np.zeros((0, self.plan.window_tokens + 1), np.int64)
-        held_out = Corpus(self.plan.corpus, "validation")
+        held_out = open_corpus(self.plan.corpus, "validation")
         cells = held_out.every_window(self.plan.window_tokens)
         count = min(self.plan.evaluate_sequences, len(cells))
         chosen = np.arange(count) * len(cells) // max(count, 1)

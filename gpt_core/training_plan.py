@@ -4,9 +4,11 @@ Built from the settings by the job, handed to every rank, written into every che
 Without torch, so that mistakes are found before a worker starts.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from gpt_core.early_stopping import is_out_of_patience
 from gpt_core.errors import CheckpointError, SettingsError
 from gpt_core.presets import ModelShape
 from gpt_core.schedule import BatchRamp, Recipe, is_power_of_two
@@ -48,6 +50,12 @@ class TrainingPlan:
     evaluate_every_steps: int | None = None
     """Steps between evaluations on the validation split; None = at the end only."""
     evaluate_sequences: int = 64
+    patience_evaluations: int | None = None
+    """Evaluations without a better one after which the run ends; the best ones are then checkpoints. None = never."""
+    starting_checkpoint: str | None = None
+    """Checkpoint folder whose weights the run begins with; None = those of the seed."""
+    starting_digest: str | None = None
+    """The digest of those weights."""
     max_loss_rise: float | None = None
     """Nats above the smoothed loss at which the run stops; None = only a loss that is no number stops it."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -97,6 +105,10 @@ class TrainingPlan:
             tokens += ramp.micro_batches_at(tokens) * self.micro_batch_tokens
         return tokens
 
+    def is_over(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Return whether a run that came to this step with these metrics has ended."""
+        return step >= self.num_steps or is_out_of_patience(metrics, self.patience_evaluations)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; ``from_dict`` is the way back."""
         return asdict(self)
@@ -111,7 +123,9 @@ class TrainingPlan:
         """Return what a resumed run must agree on, by the names people set."""
         # Without a decay of its own the learning rate follows the length of the run.
         length = {"num_steps": self.num_steps} if self.recipe.decay_tokens is None else {}
+        start = {} if self.starting_digest is None else {"checkpoint": self.starting_digest}
         return {
+            **start,
             "model": self.shape.to_dict(),
             "recipe": self.recipe.to_dict(),
             "train": {
