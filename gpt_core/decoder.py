@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt_core.kv_cache import CacheBlock, KVCache, round_up
-from gpt_core.linear_kernels import Linear, packed_linear, plain_linear
+from gpt_core.linear_kernels import Kernel, Linear, make_linear
 from gpt_core.model import LAYER_NORM_EPSILON
 from gpt_core.presets import ModelShape
 from gpt_core.sampling import VOCABULARY_STEP
@@ -87,14 +87,15 @@ class _Span:
 class Decoder:
     """A GPT's weights laid out for generation.
 
-    Products and the cache are in ``dtype``; the residual stream, the LayerNorms and the logits in fp32.
+    Products and the cache are in ``dtype``; the residual stream, the LayerNorms and the logits in fp32. With the kernel
+    "int8" the products with weights are in int8, and ``dtype`` is attention's and the cache's alone.
 
     Args:
         weights: fp32 tensors under the parameter names of ``model.GPT``; not changed.
         shape: The model's sizes; dropout is not applied.
         dtype: torch.float32 or torch.bfloat16.
         device: Where to compute.
-        packed: Use packed products (``linear_kernels.can_pack`` must have said yes).
+        kernel: How products with weights are computed; ``linear_kernels`` says which work here.
     """
 
     def __init__(
@@ -104,16 +105,17 @@ class Decoder:
         dtype: torch.dtype,
         device: torch.device,
         *,
-        packed: bool,
+        kernel: Kernel,
     ) -> None:
-        self.shape, self.dtype, self.device, self.packed = shape, dtype, device, packed
+        self.shape, self.dtype, self.device, self.kernel = shape, dtype, device, kernel
+        self._product_dtype = torch.float32 if kernel == "int8" else dtype
         self._weights = weights
         self._wte_VC = weights["wte.weight"].detach().to(device)
         self._wpe_LC = weights["wpe.weight"].detach().to(device, torch.float32)
         self._layers = [self._layer(index) for index in range(shape.n_layer)]
         self._ln_f = self._norm("ln_f")
         spare = -shape.vocabulary_size % VOCABULARY_STEP
-        self._head = self._pack(F.pad(self._wte_VC, (0, 0, 0, spare)).to(dtype), None)
+        self._head = make_linear(kernel, F.pad(self._wte_VC, (0, 0, 0, spare)).to(self._product_dtype), None)
         self._wte_VC = self._wte_VC.to(dtype)
         self._weights = {}
 
@@ -187,14 +189,11 @@ class Decoder:
 
     def _norm(self, name: str) -> _Norm:
         weight, bias = (self._tensor(f"{name}.{part}", torch.float32) for part in ("weight", "bias"))
-        return _Norm(weight, bias, self.dtype)
+        return _Norm(weight, bias, self._product_dtype)
 
     def _linear(self, name: str, *, gelu: bool = False) -> Linear:
-        weight, bias = (self._tensor(f"{name}.{part}", self.dtype) for part in ("weight", "bias"))
-        return self._pack(weight, bias, gelu=gelu)
-
-    def _pack(self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Linear:
-        return (packed_linear if self.packed else plain_linear)(weight, bias, gelu=gelu)
+        weight, bias = (self._tensor(f"{name}.{part}", self._product_dtype) for part in ("weight", "bias"))
+        return make_linear(self.kernel, weight, bias, gelu=gelu)
 
     def _embed(self, tokens_M: Tensor, positions_M: Tensor) -> Tensor:
         # Padding of a last chunk may lie past the last position; what it computes is never read.
@@ -202,7 +201,7 @@ class Decoder:
         return self._wte_VC[tokens_M].float() + self._wpe_LC[known_M]
 
     def _heads(self, qkv_M3C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = qkv_M3C.unflatten(-1, (3, self.shape.n_head, -1)).unbind(1)
+        q, k, v = qkv_M3C.to(self.dtype).unflatten(-1, (3, self.shape.n_head, -1)).unbind(1)
         return q, k, v
 
     def _finish_layer(self, layer: _Layer, x_MC: Tensor, mixed_MC: Tensor) -> Tensor:

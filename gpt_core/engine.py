@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from gpt_core.decoder import CHUNK_TOKENS, Chunk
-from gpt_core.errors import CheckpointError, UserError
+from gpt_core.errors import CheckpointError, ResourceError, UserError
 from gpt_core.generation import Completion, GenerationRequest, TokenEvent, TokenLogprob
 from gpt_core.kv_cache import KEY_STEP, KVCache, round_up
+from gpt_core.linear_kernels import can_compute_int8
 from gpt_core.precision import choose_dtype
 from gpt_core.presets import ModelShape
 from gpt_core.sampling import MAX_VOCABULARY, draw, penalise, token_logprobs
@@ -47,7 +48,8 @@ class EngineOptions:
     """Most prompt chunks of 32 tokens a step stores: more finishes prompts sooner, and makes
     the samples that are already being drawn wait longer for their next token."""
     precision: str = "auto"
-    """"fp32", "bf16", or "auto": bf16 where the device has matrix units for it."""
+    """"fp32", "bf16", "int8" (products with weights on a CPU with VNNI; attention as in "auto"), or "auto": bf16
+    where the device has matrix units for it."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -100,7 +102,7 @@ class Engine:
         self.window_tokens = min(self.options.window_tokens or shape.num_positions, shape.num_positions)
         num_positions = round_up(self.window_tokens, KEY_STEP)
         device = torch.device(self.options.device)
-        target = Target(device, choose_dtype(self.options.precision, device))
+        target = _target(self.options.precision, device)
         self._decoder, self.classes = checked_decoder(weights, shape, num_positions, self.options.slots, target)
         self._block_rows = _smallest_holding(self.classes.rows, self.options.slots)
         self._cache = KVCache(
@@ -339,6 +341,15 @@ def _without_padding(
         return weights, shape
     cut = {**weights, "wte.weight": weights["wte.weight"][:num_ids]}
     return cut, replace(shape, vocabulary_size=num_ids)
+
+
+def _target(precision: str, device: torch.device) -> Target:
+    if precision != "int8":
+        return Target(device, choose_dtype(precision, device))
+    if not can_compute_int8(device):
+        found = f"int8 on a {device.type} without fast and exact products of it"
+        raise ResourceError("engine.precision", found, "a CPU with VNNI instructions", "use auto")
+    return Target(device, choose_dtype("auto", device), is_int8=True)
 
 
 def _smallest_holding(classes: tuple[int, ...], count: int) -> int:

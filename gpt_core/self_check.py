@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gpt_core.decoder import CHUNK_TOKENS, Chunk, Decoder
 from gpt_core.kv_cache import KEY_STEP, KVCache
-from gpt_core.linear_kernels import can_pack
+from gpt_core.linear_kernels import Kernel, can_pack
 from gpt_core.presets import ModelShape
 
 _log = logging.getLogger(__name__)
@@ -37,6 +37,15 @@ class Target:
 
     device: torch.device
     dtype: torch.dtype
+    is_int8: bool = False
+    """Products with weights in int8; ``dtype`` is then attention's."""
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """The kernels that work here, the fastest first."""
+        if self.is_int8:
+            return ("int8",)
+        return ("packed", "plain") if can_pack(self.device, self.dtype) else ("plain",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +72,12 @@ def checked_decoder(
     If none is so (``is_invariant`` says it), the last one tried is returned with a warning logged.
     """
     decoder = classes = None
-    for packed in [True, False] if can_pack(target.device, target.dtype) else [False]:
-        decoder = Decoder(weights, shape, target.dtype, target.device, packed=packed)
+    for kernel in target.kernels:
+        decoder = Decoder(weights, shape, target.dtype, target.device, kernel=kernel)
         classes = agreed_classes(weights, decoder, cache_positions, num_slots)
         if classes.is_invariant:
             break
-        _log.warning("generation, packed=%s: rows depend on company: %s", packed, ", ".join(classes.dropped))
+        _log.warning("generation, %s products: rows depend on company: %s", kernel, ", ".join(classes.dropped))
     assert decoder is not None
     assert classes is not None
     return decoder, classes
@@ -79,7 +88,7 @@ def agreed_classes(weights: Mapping[str, Tensor], decoder: Decoder, num_position
 
     Args:
         weights: The model's, under the names of ``model.GPT``.
-        decoder: The decoder whose type, device and packing are to be tried.
+        decoder: The decoder whose type, device and kernel are to be tried.
         num_positions: The cache's length.
         num_rows: The engine's slots.
     """
@@ -106,7 +115,7 @@ class _Probe:
 
     def __init__(self, weights: Mapping[str, Tensor], decoder: Decoder, num_positions: int) -> None:
         shape = replace(decoder.shape, n_layer=min(PROBE_LAYERS, decoder.shape.n_layer))
-        self._decoder = Decoder(weights, shape, decoder.dtype, decoder.device, packed=decoder.packed)
+        self._decoder = Decoder(weights, shape, decoder.dtype, decoder.device, kernel=decoder.kernel)
         self._shape = shape
         self._num_positions = num_positions
         self._generator = torch.Generator().manual_seed(0)

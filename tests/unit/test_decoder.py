@@ -6,7 +6,7 @@ import torch
 
 from gpt_core.decoder import CHUNK_TOKENS, Chunk, Decoder
 from gpt_core.kv_cache import KVCache
-from gpt_core.linear_kernels import can_pack
+from gpt_core.linear_kernels import can_compute_int8, can_pack
 from gpt_core.presets import ModelShape
 from tests.reference import gpt2_numpy
 from tests.unit.tiny_engine import make_weights
@@ -15,9 +15,9 @@ CPU = torch.device("cpu")
 NUM_PREFILLED = 2 * CHUNK_TOKENS + 5
 
 
-def forward_all(shape, ids, *, packed, dtype=torch.float32):
+def forward_all(shape, ids, *, kernel, dtype=torch.float32):
     """Logits of every position: the first by chunks, the rest token by token, in slot 2 of 4."""
-    decoder = Decoder(make_weights(shape), shape, dtype, CPU, packed=packed)
+    decoder = Decoder(make_weights(shape), shape, dtype, CPU, kernel=kernel)
     cache = KVCache(shape, 4, shape.num_positions, dtype, CPU)
     starts = range(0, NUM_PREFILLED, CHUNK_TOKENS)
     chunks = [Chunk(2, s, tuple(ids[s : min(s + CHUNK_TOKENS, NUM_PREFILLED)])) for s in starts]
@@ -31,13 +31,13 @@ def forward_all(shape, ids, *, packed, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("band", [None, 9])
-@pytest.mark.parametrize("packed", [False, True])
-def test_chunks_and_single_tokens_give_the_logits_of_an_independent_forward_pass(band, packed):
-    if packed and not can_pack(CPU, torch.float32):
+@pytest.mark.parametrize("kernel", ["plain", "packed"])
+def test_chunks_and_single_tokens_give_the_logits_of_an_independent_forward_pass(band, kernel):
+    if kernel == "packed" and not can_pack(CPU, torch.float32):
         pytest.skip("this torch has no packed linear layers; the plain ones are tested")
     shape = ModelShape(3, 2, 32, 128, 257, attention_band=band)
     ids = torch.randint(257, (84,), generator=torch.Generator().manual_seed(0)).tolist()
-    found = forward_all(shape, ids, packed=packed)
+    found = forward_all(shape, ids, kernel=kernel)
     weights = {name: tensor.numpy() for name, tensor in make_weights(shape).items()}
     expected = gpt2_numpy.logits(np.array(ids), weights, shape.n_layer, shape.n_head, band)
     np.testing.assert_allclose(found[:, :257], expected, atol=1e-4, rtol=0)
@@ -45,14 +45,28 @@ def test_chunks_and_single_tokens_give_the_logits_of_an_independent_forward_pass
 
 def test_ids_that_only_round_the_vocabulary_up_are_impossible():
     shape = ModelShape(3, 2, 32, 128, 257)
-    found = forward_all(shape, list(range(80)), packed=False)
+    found = forward_all(shape, list(range(80)), kernel="plain")
     assert found.shape == (80, 384)
     assert torch.isneginf(found[:, 257:]).all()
+
+
+def test_int8_stays_near_full_precision():
+    if not can_compute_int8(CPU):
+        pytest.skip("int8 products are for CPUs with VNNI")
+    shape = ModelShape(3, 2, 32, 128, 257)
+    ids = torch.randint(257, (120,), generator=torch.Generator().manual_seed(1)).tolist()
+    full, eighth = (forward_all(shape, ids, kernel=k)[:, :257] for k in ("plain", "int8"))
+    distance = torch.nn.functional.kl_div(
+        eighth.log_softmax(-1), full.log_softmax(-1), log_target=True, reduction="none"
+    )
+    assert distance.sum(-1).mean() < 1e-3
+    assert (full - eighth).abs().mean() < 0.02 * full.std()
+    assert (full.argmax(-1) == eighth.argmax(-1)).float().mean() > 0.9
 
 
 def test_half_precision_stays_near_full_precision():
     shape = ModelShape(3, 2, 32, 128, 257)
     ids = list(range(80))
-    full, half = (forward_all(shape, ids, packed=False, dtype=d)[:, :257] for d in (torch.float32, torch.bfloat16))
+    full, half = (forward_all(shape, ids, kernel="plain", dtype=d)[:, :257] for d in (torch.float32, torch.bfloat16))
     distance = torch.nn.functional.kl_div(half.log_softmax(-1), full.log_softmax(-1), log_target=True, reduction="none")
     assert distance.sum(-1).mean() < 1e-3

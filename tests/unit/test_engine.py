@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_core.engine import Engine, EngineOptions
-from gpt_core.errors import CheckpointError, UserError
+from gpt_core.errors import CheckpointError, ResourceError, UserError
 from gpt_core.generation import GenerationRequest, Sampling
+from gpt_core.linear_kernels import can_compute_int8
 from gpt_core.model import GPT
 from gpt_core.presets import ModelShape
 from tests.unit.tiny_engine import SHAPE, TOKENIZER, make_engine, make_weights, shared_engine
@@ -86,6 +87,19 @@ def test_events_add_up_to_the_completion(requests):
         if completion.logprobs is not None:
             assert sum((event.logprobs for event in parts), ()) == completion.logprobs
         assert [event.completion is not None for event in parts] == [False] * (len(parts) - 1) + [True]
+
+
+def test_int8_gives_the_same_bits_alone_and_in_company_and_needs_a_cpu_that_can():
+    if not can_compute_int8(torch.device("cpu")):
+        with pytest.raises(ResourceError, match="a CPU with VNNI"):
+            make_engine(precision="int8")
+        return
+    requests = [request(f"{i}", "many words " * i + "x", n=1 + i % 2, logprobs=2, echo=True) for i in range(9)]
+    together = make_engine(slots=16, precision="int8").run(requests)
+    lone = make_engine(slots=3, precision="int8")
+    assert lone.classes.is_invariant
+    assert [done for wanted in requests for done in lone.run([wanted])] == together
+    assert together != shared_engine(8).run(requests)
 
 
 def test_a_cancelled_neighbour_leaves_no_trace():
