@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from cluster import evaluating, generating, tokenizing, training
-from cluster.stages import stages_of
-from gpt_core.evaluation import Measured
+from cluster.stages import done_already, stages_of
 from gpt_core.settings import PipelineJob
+
+_STAGES = {"tokenize": tokenizing, "pretrain": training, "evaluate": evaluating, "generate": generating}
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,7 @@ class PipelineResult:
 
     corpus: tokenizing.Tokenized
     model: training.Trained
-    evaluation: Measured
+    evaluation: evaluating.Evaluated
     generated: generating.Generated
     seconds: dict[str, float | None]
 
@@ -26,7 +27,8 @@ def run_pipeline(job: PipelineJob) -> PipelineResult:
     """
     job.pretrain.model.shape(vocabulary_size=1)
     generating.check_prompts(job.generate)
-    with stages_of(job, "pipeline", job.output) as (stages, _):
+    done = done_already(job, _STAGES)
+    with stages_of(job, "pipeline", job.output, done) as (stages, _):
         corpus = stages.run("tokenize", tokenizing, job.tokenize)
         model = stages.run("pretrain", training, job.pretrain)
         evaluation = stages.run("evaluate", evaluating, job.evaluate)

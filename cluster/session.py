@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster import interrupts
 from cluster.scaling import wait_for_nodes
 from gpt_core.errors import HerdError, ResourceError, RunFailedError
 from gpt_core.settings import ClusterSettings
@@ -74,11 +75,12 @@ def connect(settings: ClusterSettings) -> Iterator[Cluster]:
     if address and settings.num_cpus:
         raise ResourceError("cluster.num_cpus", str(settings.num_cpus), "none together with an address", "leave it out")
     _prepare_environment(embedded=address is None)
-    import ray
+    with interrupts.held():
+        import ray
 
-    quiet_libraries()
-    with _sigterm_kept():
-        _start(settings, address)
+        quiet_libraries()
+        with _signals_kept():
+            _start(settings, address)
     try:
         if address:
             wait_for_nodes(settings)
@@ -91,7 +93,8 @@ def connect(settings: ClusterSettings) -> Iterator[Cluster]:
     except Exception as error:
         raise cause_of(error) from error
     finally:
-        ray.shutdown()
+        with interrupts.held():
+            ray.shutdown()
 
 
 def _prepare_environment(*, embedded: bool) -> None:
@@ -147,14 +150,15 @@ def _start(settings: ClusterSettings, address: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """Put back what SIGTERM does in this process: Ray makes it an exit without a word, code 15."""
-    before = signal.getsignal(signal.SIGTERM)
+def _signals_kept() -> Iterator[None]:
+    """Put back what the signals do in this process: Ray makes SIGTERM an exit without a word, code 15."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        if before is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ has something to do.
 import contextlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -46,17 +46,19 @@ class Stages:
     Args:
         job: The job's settings: cluster and tracking.
         run: The job's run.
+        exits: Where the cluster, once connected, is left.
+        done: Results of the stages that were looked up before the run was opened.
     """
 
-    def __init__(self, job: JobSettings, run: Run, exits: contextlib.ExitStack) -> None:
-        self._job, self._run, self._exits = job, run, exits
+    def __init__(self, job: JobSettings, run: Run, exits: contextlib.ExitStack, done: Mapping[str, Any]) -> None:
+        self._job, self._run, self._exits, self._done = job, run, exits, done
         self._cluster: Cluster | None = None
         self.seconds: dict[str, float | None] = {}
         """How long each stage took; None for a stage that was skipped."""
 
     def run(self, name: str, stage: Stage[S_contra, I, R_co], settings: S_contra) -> R_co:
         """Return what the stage made, now or before; its records go to a child of the job's run."""
-        inputs, done = _looked_up(name, stage, settings)
+        inputs, done = (None, self._done[name]) if name in self._done else _looked_up(name, stage, settings)
         if done is not None:
             self.seconds[name] = None
             return done
@@ -83,8 +85,17 @@ class Stages:
 
 
 @contextlib.contextmanager
-def stages_of(job: JobSettings, kind: str, output: str) -> Iterator[tuple[Stages, Run]]:
-    """Open the job's run and yield what runs its stages, and the run; leave the cluster, if any, at the end."""
+def stages_of(
+    job: JobSettings, kind: str, output: str, done: Mapping[str, Any] | None = None
+) -> Iterator[tuple[Stages, Run]]:
+    """Open the job's run and yield what runs its stages, and the run; leave the cluster, if any, at the end.
+
+    Args:
+        job: The job's settings.
+        kind: The job's name.
+        output: Its output folder.
+        done: What :func:`done_already` found.
+    """
     folder = local_folder(output)
     check_writable(str(folder))
     options = TrackingOptions(**job.tracking.model_dump())
@@ -93,7 +104,21 @@ def stages_of(job: JobSettings, kind: str, output: str) -> Iterator[tuple[Stages
         contextlib.ExitStack() as exits,
     ):
         run.log_settings(_plain(job))
-        yield Stages(job, run, exits), run
+        yield Stages(job, run, exits, done or {}), run
+
+
+def done_already(job: Any, stages: Mapping[str, Stage[Any, Any, Any]]) -> dict[str, Any]:
+    """Return what the first stages made earlier, up to the first one that has work to do.
+
+    Called before a run is opened: a mistake found here leaves an earlier run's status as it is.
+    """
+    done: dict[str, Any] = {}
+    for name, stage in stages.items():
+        _, result = _looked_up(name, stage, getattr(job, name))
+        if result is None:
+            break
+        done[name] = result
+    return done
 
 
 def run_alone(kind: str, stage: Stage[Any, Any, R_co], job: Any) -> R_co:

@@ -10,20 +10,18 @@ and an exit code: 0 done, 1 failed, 2 a mistake the user can mend, 130 interrupt
 
 import ast
 import difflib
+import errno
 import importlib
 import importlib.metadata
 import os
 import select
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from gpt_core.errors import HerdError, UserError
+from cluster import interrupts
+from gpt_core.errors import HerdError, ResourceError, UserError
 
 _FOLDER = Path(__file__).parent
 _MODULES = {
@@ -48,19 +46,15 @@ _MODULES = {
 }
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came; whoever cleans up after Ctrl-C cleans up after it."""
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run a job and return its exit code; results go to stdout, errors to stderr."""
     words = sys.argv[1:] if argv is None else argv
     argv = [word for word in words if word != "--traceback"]
     try:
-        with _sigterm_as_interrupt():
+        with interrupts.handled():
             exit_code = _dispatch(argv)
         sys.stdout.flush()
-    except Terminated:
+    except interrupts.Terminated:
         return _fail(f"terminated: {_program(argv)} stopped; run the same command again to continue", 143)
     except KeyboardInterrupt:
         return _fail(f"interrupted: {_program(argv)} stopped; run the same command again to continue", 130)
@@ -71,22 +65,6 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         return _unforeseen(error, argv, show_traceback=argv != words)
     return exit_code
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def terminate(*_: object) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def run_module(file: str) -> None:
@@ -185,7 +163,11 @@ def _program(argv: list[str]) -> str:
 
 
 def _unforeseen(error: Exception, argv: list[str], *, show_traceback: bool) -> int:
-    """Report an error nobody planned for by its first line."""
+    """Report an error nobody planned for by its first line; a disk that is full is the user's to mend."""
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        place = str(error.filename or _program(argv))
+        full = ResourceError(place, str(error.strerror), "a place with room to write", "free space and run it again")
+        return _fail(str(full), full.exit_code, show_traceback=show_traceback)
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
     hint = "" if show_traceback else "; add --traceback to see where it arose"
     return _fail(f"{_program(argv)} failed: {type(error).__name__}: {text}{hint}", 1, show_traceback=show_traceback)

@@ -477,6 +477,12 @@ def test_unforeseen_error_exits_1_with_one_line(run_job):
     )
 
 
+def test_a_full_disk_is_the_users_to_mend_and_exits_2(run_job):
+    body = "import errno; raise OSError(errno.ENOSPC, 'No space left on device', 'big.bin')"
+    said = "big.bin: found No space left on device; expected a place with room to write; free space and run it again\n"
+    assert run_job(body) == (2, "", said)
+
+
 def test_ctrl_c_exits_130_and_says_how_to_go_on(run_job):
     assert run_job("raise KeyboardInterrupt") == (
         130,
@@ -486,7 +492,7 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(run_job):
 
 
 def test_sigterm_is_handled_as_ctrl_c_is_and_exits_143(run_job):
-    body = "import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)"
+    body = "import os, signal, threading; os.kill(os.getpid(), signal.SIGTERM); threading.Event().wait(30)"
     assert run_job(body) == (
         143,
         "",

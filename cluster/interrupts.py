@@ -1,0 +1,112 @@
+"""Ctrl-C and SIGTERM, raised only where the main thread can bear it.
+
+Python raises KeyboardInterrupt between any two byte codes: inside an import, a destructor or the
+few instructions after a library took a lock. There it is swallowed, or the lock stays taken for
+good, and the job hangs or goes on as if nobody had pressed a key. The handlers here look at what
+the signal interrupted: our own code and the calls that wait are interrupted at once, anything else
+is given a few milliseconds to return.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+_OUR_FOLDER = str(Path(__file__).resolve().parent.parent) + os.sep
+_OUR_PACKAGES = tuple(_OUR_FOLDER + package + os.sep for package in ("jobs", "cluster", "gpt_core"))
+# Functions of Python and of Ray that do nothing but wait, by the end of their file's path.
+_WAITS = {
+    ("threading.py", "wait"),
+    ("threading.py", "_wait_for_tstate_lock"),
+    ("queue.py", "get"),
+    ("selectors.py", "select"),
+    ("subprocess.py", "_try_wait"),
+    ("ray/_private/worker.py", "get_objects"),
+    ("ray/_private/worker.py", "wait"),
+    ("ray/serve/_private/client.py", "_wait_for_application_running"),
+    ("ray/serve/_private/client.py", "_wait_for_deployment_healthy"),
+    ("ray/serve/_private/client.py", "_wait_for_proxies_serving"),
+}
+_RETRY_SECONDS = 0.02
+# A call that neither waits nor returns for so long is interrupted where it is.
+_PATIENCE_SECONDS = 5.0
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; whoever cleans up after Ctrl-C cleans up after it."""
+
+
+class _Pending:
+    """The signal that waits for its moment, and how many blocks want it to wait."""
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.since: float | None = None
+
+
+_pending = _Pending()
+
+
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """Raise KeyboardInterrupt for SIGINT and Terminated for SIGTERM, each at a bearable moment, inside the block.
+
+    Does nothing outside of the main thread, which alone may have handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _deliver) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Let no interrupt be raised inside the block, however long it waits: Ray must not be left half started."""
+    _pending.held += 1
+    try:
+        yield
+    finally:
+        _pending.held -= 1
+
+
+def _deliver(number: int, frame: FrameType | None) -> None:
+    """Raise what the signal stands for, or send it again a moment later."""
+    now = time.monotonic()
+    if _pending.since is None:
+        _pending.since = now
+    overdue = now - _pending.since > _PATIENCE_SECONDS
+    if not _pending.held and (overdue or _is_bearable(frame)):
+        _pending.since = None
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    if _pending.since == now:
+        os.write(2, b"stopping as soon as what is under way can be left\n")
+    again = threading.Timer(_RETRY_SECONDS, signal.pthread_kill, (threading.main_thread().ident, number))
+    again.daemon = True
+    again.start()
+
+
+def _is_bearable(frame: FrameType | None) -> bool:
+    """Tell whether the interrupted call is ours or one that waits, and no import is under way."""
+    if frame is None or _is_importing(frame):
+        return False
+    code = frame.f_code
+    if code.co_filename.startswith(_OUR_PACKAGES):
+        return code.co_name != "__del__"
+    return any(code.co_filename.endswith(file) and code.co_name == name for file, name in _WAITS)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
