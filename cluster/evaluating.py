@@ -1,6 +1,8 @@
-"""`herd evaluate`: a checkpoint and a corpus to loss, perplexity and bits per byte."""
+"""`herd evaluate`: a checkpoint and a corpus, or tasks, to loss, perplexity, bits per byte and scores."""
 
 import functools
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,40 +11,103 @@ from cluster.record_book import Run
 from cluster.session import Cluster
 from cluster.shard_job import ShardJob, run_shard_job
 from gpt_core import checkpoint, manifest, sealed_json
+from gpt_core.checkpoint import Checkpoint
 from gpt_core.corpus import Corpus
+from gpt_core.digests import canonical_json, sha256_hex
 from gpt_core.errors import CheckpointError, CorpusError, StaleOutputError
-from gpt_core.evaluation import Measured, WindowScorer, plan_windows, summed
-from gpt_core.ledger import first_difference
-from gpt_core.settings import EvaluateSettings
+from gpt_core.evaluation import CorpusPart, EvaluationWorker, Measured, WindowRange, plan_windows, summed
+from gpt_core.ledger import Row, first_difference
+from gpt_core.settings import EvaluateSettings, TaskSettings
+from gpt_core.source_files import SourceFile
+from gpt_core.storage import Storage
+from gpt_core.task_items import Wording
+from gpt_core.task_plan import Cut, Task, TaskPlan, list_task_files, plan_task, settings_of, sliding_of
+from gpt_core.task_scorer import Tasks, added, metrics_of
+from gpt_core.tokenizer import load_tokenizer
 
 RESULT = "evaluation.json"
+REJECTS = "rejects.jsonl"
+_SHARD_COLUMNS = ("path", "num_rows", "xxh3_128")
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What an evaluation is about, resolved: the checkpoint's folder, and the settings that decide the result."""
+    """What an evaluation is about, resolved: checkpoint, tasks, and the settings that decide the result."""
 
-    checkpoint: Path
+    checkpoint: Checkpoint
     window_tokens: int
+    tasks: tuple[Task, ...]
+    files: tuple[tuple[SourceFile, ...], ...]
     decisive: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """A task's metrics, as ``gpt_core.task_scorer.metrics_of`` names them."""
+
+    name: str
+    kind: str
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What an evaluation found: the corpus's numbers, where one was given, the tasks', and the rows set aside."""
+
+    corpus: Measured | None
+    tasks: tuple[TaskResult, ...] = ()
+    num_rejects: int = 0
+
+    def lines(self) -> list[str]:
+        """Return the result for people, a line a task."""
+        lines = []
+        if measured := self.corpus:
+            lines.append(
+                f"loss {measured.loss:.4f}, perplexity {measured.perplexity:.2f}, "
+                f"{measured.bits_per_byte:.4f} bits per byte on {measured.num_tokens:,} tokens of the corpus"
+            )
+        lines += [f"{task.name} ({task.kind}): {_told(task.metrics)}" for task in self.tasks]
+        return lines + ([f"{self.num_rejects:,} rows set aside in {REJECTS}"] if self.num_rejects else [])
+
+
+def _told(metrics: dict[str, float]) -> str:
+    told = []
+    for name, value in metrics.items():
+        if name.startswith("num_"):
+            told.append(f"{value:,.0f} {name.removeprefix('num_')}")
+        elif not name.endswith("_stderr"):
+            error = metrics.get(f"{name}_stderr")
+            told.append(f"{name} {value:.4f}" + ("" if error is None else f" +- {error:.4f}"))
+    return ", ".join(told)
+
+
 def resolve(settings: EvaluateSettings) -> Inputs:
-    """Find the checkpoint and the corpus and check that they fit.
+    """Find the checkpoint, the corpus and the tasks' files and check that they fit.
 
     Raises:
         CheckpointError: If there is no whole checkpoint, or its context is too short.
-        CorpusError: If the corpus is not finished, or of another vocabulary.
+        CorpusError: If the corpus is not finished, or of another vocabulary, or a task's file is missing.
+        SettingsError: If a task's stride exceeds the context.
     """
     loaded = checkpoint.load(settings.checkpoint)
-    corpus = manifest.read(settings.corpus)
-    if loaded.tokenizer.get("digest") != corpus.tokenizer.digest:
-        raise CorpusError(
-            settings.corpus,
-            f"a corpus of the vocabulary {corpus.tokenizer.name}",
-            f"the checkpoint's vocabulary {loaded.tokenizer.get('name')}",
-            "tokenize the text with the checkpoint's vocabulary",
-        )
+    window_tokens = _window_tokens(settings, loaded)
+    tasks = tuple(map(_task, settings.tasks))
+    for task in tasks:
+        sliding_of(task, window_tokens)
+    files = tuple(map(list_task_files, tasks))
+    decisive = {
+        "checkpoint": checkpoint.weights_digest(loaded.path),
+        "context_tokens": window_tokens,
+        "windows_per_shard": settings.windows_per_shard,
+        "batch_sequences": settings.batch_sequences,
+        **(_decisive_of_corpus(settings, loaded) if settings.corpus else {}),
+    }
+    if tasks:
+        decisive["tasks"] = {task.name: settings_of(task, own) for task, own in zip(tasks, files, strict=True)}
+    return Inputs(loaded, window_tokens, tasks, files, decisive)
+
+
+def _window_tokens(settings: EvaluateSettings, loaded: Checkpoint) -> int:
     positions = loaded.shape.num_positions
     window_tokens = settings.context_tokens or positions
     if window_tokens > positions:
@@ -52,19 +117,29 @@ def resolve(settings: EvaluateSettings) -> Inputs:
             f"at most the model's {positions} positions",
             "shorten the context",
         )
-    decisive = {
-        "checkpoint": checkpoint.weights_digest(loaded.path),
-        "corpus": corpus.root_digest,
-        "split": settings.split,
-        "context_tokens": window_tokens,
-        "max_windows": settings.max_windows,
-        "windows_per_shard": settings.windows_per_shard,
-        "batch_sequences": settings.batch_sequences,
-    }
-    return Inputs(loaded.path, window_tokens, decisive)
+    return window_tokens
 
 
-def finished(settings: EvaluateSettings, inputs: Inputs) -> Measured | None:
+def _decisive_of_corpus(settings: EvaluateSettings, loaded: Checkpoint) -> dict[str, Any]:
+    assert settings.corpus is not None
+    corpus = manifest.read(settings.corpus)
+    if loaded.tokenizer.get("digest") != corpus.tokenizer.digest:
+        raise CorpusError(
+            settings.corpus,
+            f"a corpus of the vocabulary {corpus.tokenizer.name}",
+            f"the checkpoint's vocabulary {loaded.tokenizer.get('name')}",
+            "tokenize the text with the checkpoint's vocabulary",
+        )
+    return {"corpus": corpus.root_digest, "split": settings.split, "max_windows": settings.max_windows}
+
+
+def _task(task: TaskSettings) -> Task:
+    wording = None if task.kind == "text" else Wording(task.kind, task.style, task.blank)
+    kept = task.model_dump(include={"kind", "path", "stride_tokens", "num_words", "max_items", "text_field"})
+    return Task(name=task.label, wording=wording, **kept)
+
+
+def finished(settings: EvaluateSettings, inputs: Inputs) -> Evaluated | None:
     """Return the result in the output folder if these settings made it, None if there is none.
 
     Raises:
@@ -81,11 +156,26 @@ def finished(settings: EvaluateSettings, inputs: Inputs) -> Measured | None:
             f"{new!r}",
             "choose another output folder, or delete it",
         )
-    return Measured(**found["measured"])
+    measured = Measured(**found["measured"]) if found["measured"] else None
+    tasks = [TaskResult(name, task["kind"], task["metrics"]) for name, task in found.get("tasks", {}).items()]
+    return Evaluated(measured, tuple(tasks), found.get("num_rejects", 0))
 
 
-def perform(settings: EvaluateSettings, inputs: Inputs, cluster: Cluster, run: Run) -> Measured:
-    """Measure, write evaluation.json atomically, record it in the run, and return it."""
+def perform(settings: EvaluateSettings, inputs: Inputs, cluster: Cluster, run: Run) -> Evaluated:
+    """Measure, write the items' results and evaluation.json atomically, record them in the run, and return them."""
+    windows = _planned_windows(settings, inputs) if settings.corpus else []
+    cut = Cut(load_tokenizer(inputs.checkpoint.tokenizer["name"]), inputs.window_tokens, settings.windows_per_shard)
+    plans = [plan_task(task, index, cut) for index, task in enumerate(inputs.tasks)]
+    ledger = run_shard_job(_job(settings, inputs, [*windows, *(cut for plan in plans for cut in plan.ranges)]), cluster)
+    rows = sorted(ledger.rows(), key=lambda row: row["index"])
+    evaluated = _commit(settings, inputs, plans, rows)
+    ledger.remove()
+    _record(run, settings, inputs, evaluated)
+    return evaluated
+
+
+def _planned_windows(settings: EvaluateSettings, inputs: Inputs) -> Sequence[WindowRange]:
+    assert settings.corpus is not None
     corpus = Corpus(settings.corpus, settings.split)
     num_windows = corpus.num_windows(inputs.window_tokens)
     if num_windows == 0:
@@ -95,48 +185,78 @@ def perform(settings: EvaluateSettings, inputs: Inputs, cluster: Cluster, run: R
             f"at least {inputs.window_tokens + 1}, one window",
             "hold out more documents, or shorten context_tokens",
         )
-    num_windows = min(num_windows, settings.max_windows or num_windows)
-    job = ShardJob(
+    return plan_windows(min(num_windows, settings.max_windows or num_windows), settings.windows_per_shard)
+
+
+def _job(settings: EvaluateSettings, inputs: Inputs, plans: Sequence[Any]) -> ShardJob:
+    corpus = settings.corpus and CorpusPart(settings.corpus, settings.split, inputs.window_tokens)
+    tasks = Tasks(settings.output, inputs.tasks, inputs.files, inputs.window_tokens) if inputs.tasks else None
+    path, batch_sequences = str(inputs.checkpoint.path), settings.batch_sequences
+    return ShardJob(
         title="evaluate",
         folder=settings.output,
         settings=inputs.decisive,
-        plans=plan_windows(num_windows, settings.windows_per_shard),
-        make_worker=functools.partial(
-            WindowScorer,
-            str(inputs.checkpoint),
-            settings.corpus,
-            settings.split,
-            inputs.window_tokens,
-            settings.batch_sequences,
-        ),
+        plans=list(enumerate(plans)),
+        make_worker=functools.partial(EvaluationWorker, path, corpus or None, tasks, batch_sequences),
         pool=settings.pool,
     )
-    ledger = run_shard_job(job, cluster)
-    measured = summed(ledger.rows())
-    sealed_json.write(
-        Path(settings.output) / RESULT,
-        {
-            "settings": inputs.decisive,
-            "measured": asdict(measured),
+
+
+def _commit(settings: EvaluateSettings, inputs: Inputs, plans: list[TaskPlan], rows: list[Row]) -> Evaluated:
+    """Write the rejects, then evaluation.json; where it stands the evaluation is complete."""
+    measured = summed(row for row in rows if "task" not in row) if settings.corpus else None
+    tasks = {plan.task.name: _task_entry(plan, [row for row in rows if row.get("task") == plan.task.name])
+             for plan in plans}  # fmt: skip
+    rejects = [asdict(reject) for plan in plans for reject in plan.rejects]
+    rejects += [reject for row in rows for reject in row.get("refused", ())]
+    rejects.sort(key=lambda reject: (reject["task"], reject["file"], reject["line"] or 0))
+    _write_rejects(settings.output, rejects)
+    content: dict[str, Any] = {"settings": inputs.decisive, "measured": measured and asdict(measured)}
+    if measured:
+        content |= {"perplexity": measured.perplexity, "bits_per_byte": measured.bits_per_byte}
+    if tasks:
+        content |= {"tasks": tasks, "num_rejects": len(rejects)}
+    sealed_json.write(Path(settings.output) / RESULT, content)
+    results = tuple(TaskResult(name, task["kind"], task["metrics"]) for name, task in tasks.items())
+    return Evaluated(measured, results, len(rejects))
+
+
+def _task_entry(plan: TaskPlan, rows: list[Row]) -> dict[str, Any]:
+    return {
+        "kind": plan.task.kind,
+        "metrics": metrics_of(added(row["sums"] for row in rows), plan.num_words),
+        "items": [{name: row[name] for name in _SHARD_COLUMNS} for row in rows],
+    }
+
+
+def _write_rejects(folder: str, rejects: list[dict[str, Any]]) -> None:
+    storage = Storage.of(folder)
+    lines = b"".join(json.dumps(reject, ensure_ascii=False).encode() + b"\n" for reject in rejects)
+    if lines:
+        storage.write_atomically(storage.join(REJECTS), lambda file: file.write(lines))
+
+
+def _record(run: Run, settings: EvaluateSettings, inputs: Inputs, evaluated: Evaluated) -> None:
+    metrics = {f"{task.name}/{name}": value for task in evaluated.tasks for name, value in task.metrics.items()}
+    if measured := evaluated.corpus:
+        metrics |= {
+            "loss": measured.loss,
             "perplexity": measured.perplexity,
             "bits_per_byte": measured.bits_per_byte,
-        },
-    )
-    ledger.remove()
-    _record(run, settings, inputs, corpus, measured)
-    return measured
-
-
-def _record(run: Run, settings: EvaluateSettings, inputs: Inputs, corpus: Corpus, measured: Measured) -> None:
-    metrics = {
-        "loss": measured.loss,
-        "perplexity": measured.perplexity,
-        "bits_per_byte": measured.bits_per_byte,
-    }
+        }
     run.log_metrics(metrics, step=0)
     run.log_model_input(inputs.decisive["checkpoint"])
-    run.log_dataset(
-        f"corpus/{settings.split}", corpus.manifest.root_digest, settings.corpus, context="evaluation",
-        profile={"num_tokens": corpus.num_tokens},
-    )  # fmt: skip
+    if settings.corpus:
+        corpus = Corpus(settings.corpus, settings.split)
+        run.log_dataset(
+            f"corpus/{settings.split}", corpus.manifest.root_digest, settings.corpus, context="evaluation",
+            profile={"num_tokens": corpus.num_tokens},
+        )  # fmt: skip
+    for task in inputs.tasks:
+        digest = sha256_hex([canonical_json(inputs.decisive["tasks"][task.name]["files"])])
+        run.log_dataset(task.name, digest, task.path, context=f"task.{task.name}", profile={"kind": task.kind})
+    if evaluated.tasks:
+        run.log_table(
+            [{"task": task.name, "kind": task.kind, **task.metrics} for task in evaluated.tasks], "tasks.json"
+        )
     run.log_artifact(Path(settings.output) / RESULT)

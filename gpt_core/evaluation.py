@@ -1,6 +1,6 @@
-"""Loss of a checkpoint on a corpus, in planned pieces that any process can compute.
+"""Loss of a checkpoint on a corpus, and its scores in tasks, in planned pieces that any process can compute.
 
-A piece is a range of the split's windows, in the order of the stream. A window predicts
+A piece of a corpus is a range of the split's windows, in the order of the stream. A window predicts
 ``window_tokens`` tokens from those before them in the same window (stride = window), so each
 token but the remainder of a source counts once. Sums are taken in float64 in the order of
 pieces: the result does not depend on who computed which.
@@ -19,6 +19,9 @@ from gpt_core.corpus import Corpus
 from gpt_core.loss import token_losses
 from gpt_core.model import GPT
 from gpt_core.order import Cells
+from gpt_core.sequence_scorer import SequenceScorer
+from gpt_core.task_plan import ItemRange, TextRange
+from gpt_core.task_scorer import Tasks, TaskScorer
 from gpt_core.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -63,27 +66,30 @@ def plan_windows(num_windows: int, windows_per_shard: int) -> Sequence[WindowRan
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class CorpusPart:
+    """A split of a corpus, and the tokens predicted in a window."""
+
+    folder: str
+    split: str
+    window_tokens: int
+
+
 class WindowScorer:
-    """Sums the loss over ranges of windows; one a worker process.
+    """Sums the loss over ranges of windows.
 
     Args:
-        checkpoint: Checkpoint folder.
-        corpus: Corpus folder.
-        split: Split of the corpus.
-        window_tokens: Tokens predicted a window.
+        part: What to read.
+        model: What predicts.
         batch_sequences: Windows of one forward pass.
+        num_bytes_V: UTF-8 bytes of each token id.
     """
 
-    def __init__(self, checkpoint: str, corpus: str, split: str, window_tokens: int, batch_sequences: int) -> None:
-        torch.set_num_threads(1)  # the pool gives each worker one CPU
-        self._corpus = Corpus(corpus, split)
-        loaded = load(checkpoint)
-        self._model = GPT(loaded.shape, device="meta").eval()
-        self._model.load_state_dict(loaded.weights, assign=True)
-        self._token_bytes = token_bytes(load_tokenizer(self._corpus.manifest.tokenizer.name))
-        self._windows = self._corpus.every_window(window_tokens)
-        self._window_tokens = window_tokens
-        self._batch_sequences = batch_sequences
+    def __init__(self, part: CorpusPart, model: GPT, batch_sequences: int, num_bytes_V: np.ndarray) -> None:
+        self._corpus = Corpus(part.folder, part.split)
+        self._windows = self._corpus.every_window(part.window_tokens)
+        self._model, self._window_tokens = model, part.window_tokens
+        self._batch_sequences, self._num_bytes_V = batch_sequences, num_bytes_V
 
     def __call__(self, plan: WindowRange) -> dict[str, Any]:
         """Return {"loss_sum", "num_tokens", "num_bytes"} of the range."""
@@ -93,7 +99,7 @@ class WindowScorer:
             cells = Cells(self._windows.sources[chosen], self._windows.epochs[chosen], self._windows.windows[chosen])
             ids = self._corpus.windows(cells, self._window_tokens)
             loss_sum += self._loss_sum(ids)
-            num_bytes += int(self._token_bytes[ids[:, 1:]].sum())
+            num_bytes += int(self._num_bytes_V[ids[:, 1:]].sum())
         return {
             "loss_sum": loss_sum,
             "num_tokens": (plan.last - plan.first) * self._window_tokens,
@@ -105,6 +111,36 @@ class WindowScorer:
         tokens_BT = torch.from_numpy(ids)
         hidden_BTC = self._model.hidden(tokens_BT[:, :-1])
         return token_losses(hidden_BTC, self._model.wte.weight, tokens_BT[:, 1:]).double().sum().item()
+
+
+class EvaluationWorker:
+    """Scores whatever an evaluation plans, with one copy of the model; one a worker process.
+
+    Args:
+        checkpoint: Checkpoint folder.
+        corpus: The corpus to measure on, or None.
+        tasks: The tasks to score, or None.
+        batch_sequences: Sequences of one forward pass.
+    """
+
+    def __init__(self, checkpoint: str, corpus: CorpusPart | None, tasks: Tasks | None, batch_sequences: int) -> None:
+        torch.set_num_threads(1)  # the pool gives each worker one CPU
+        loaded = load(checkpoint)
+        model = GPT(loaded.shape, device="meta").eval()
+        model.load_state_dict(loaded.weights, assign=True)
+        tokenizer = load_tokenizer(loaded.tokenizer["name"])
+        num_bytes_V = token_bytes(tokenizer)
+        self._windows = corpus and WindowScorer(corpus, model, batch_sequences, num_bytes_V)
+        self._tasks = tasks and TaskScorer(tasks, SequenceScorer(model, batch_sequences), tokenizer, num_bytes_V)
+
+    def __call__(self, plan: tuple[int, WindowRange | ItemRange | TextRange]) -> dict[str, Any]:
+        """Return the row of a numbered plan, as ``WindowScorer`` and ``TaskScorer`` make it."""
+        index, cut = plan
+        if isinstance(cut, WindowRange):
+            assert self._windows is not None
+            return self._windows(cut)
+        assert self._tasks is not None
+        return self._tasks(index, cut)
 
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray:

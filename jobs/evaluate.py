@@ -1,4 +1,4 @@
-"""Measure a checkpoint on a corpus: loss, perplexity, bits per byte."""
+"""Measure a checkpoint on a corpus or in tasks: loss, perplexity, bits per byte, accuracy."""
 
 from gpt_core.settings import EvaluateJob
 from jobs import cli
@@ -13,11 +13,8 @@ def main(settings: EvaluateJob) -> str:
     from cluster.stages import run_alone
 
     settings = with_local_checkpoint(settings)
-    measured = run_alone("evaluate", evaluating, settings)
-    return (
-        f"{settings.output}: loss {measured.loss:.4f}, perplexity {measured.perplexity:.2f}, "
-        f"{measured.bits_per_byte:.4f} bits per byte on {measured.num_tokens:,} tokens"
-    )
+    evaluated = run_alone("evaluate", evaluating, settings)
+    return "\n".join(f"{settings.output}: {line}" for line in evaluated.lines())
 
 
 if __name__ == "__main__":

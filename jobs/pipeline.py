@@ -30,7 +30,7 @@ def main(settings: PipelineJob) -> str:
 
 
 def _stage_lines(job: PipelineJob, result: "PipelineResult") -> list[str]:
-    corpus, model, measured, generated = result.corpus, result.model, result.evaluation, result.generated
+    corpus, model, generated = result.corpus, result.model, result.generated
     held_out = "nothing held out" if model.validation_loss is None else f"{model.validation_loss:.2f} held out"
     facts = {
         "tokenize": (
@@ -42,10 +42,7 @@ def _stage_lines(job: PipelineJob, result: "PipelineResult") -> list[str]:
             f"loss {model.untrained_loss:.2f} untrained, {held_out}"
             f"{_rate(model.tokens_trained, result.seconds['pretrain'])}"
         ),
-        "evaluate": (
-            f"loss {measured.loss:.3f}, perplexity {measured.perplexity:.1f}, "
-            f"{measured.bits_per_byte:.3f} bits per byte on {measured.num_tokens:,} held-out tokens"
-        ),
+        "evaluate": "; ".join(result.evaluation.lines()),
         "generate": (
             f"{generated.num_rows:,} rows, {generated.num_tokens:,} tokens, {generated.num_rejects:,} set aside"
             f"{_rate(generated.num_tokens, result.seconds['generate'])}"

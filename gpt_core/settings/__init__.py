@@ -24,7 +24,8 @@ from gpt_core.settings.base import (
     absolute,
 )
 from gpt_core.settings.checkpoints import ExportSettings, ImportSettings
-from gpt_core.settings.evaluate import EvaluateJob, EvaluateSettings
+from gpt_core.settings.evaluate import EvaluateJob, EvaluateSettings, TaskSettings
+from gpt_core.settings.finetune import FinetuneJob, FinetuneSettings, FinetuneTraining
 from gpt_core.settings.generate import EngineSettings, GenerateJob, GenerateSettings, SamplingSettings
 from gpt_core.settings.pipeline import EvaluateStage, GenerateStage, PipelineJob, PretrainStage, TokenizeStage
 from gpt_core.settings.plan import PlanSettings
@@ -61,6 +62,9 @@ __all__ = [
     "EvaluateSettings",
     "EvaluateStage",
     "ExportSettings",
+    "FinetuneJob",
+    "FinetuneSettings",
+    "FinetuneTraining",
     "GenerateJob",
     "GenerateSettings",
     "GenerateStage",
@@ -88,6 +92,7 @@ __all__ = [
     "Settings",
     "Share",
     "SourceSettings",
+    "TaskSettings",
     "TokenizeJob",
     "TokenizeSettings",
     "TokenizeStage",
