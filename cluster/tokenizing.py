@@ -1,22 +1,25 @@
 """`herd tokenize`: text to Arrow shards and a manifest, on the actors of a cluster."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster import input_guard
 from cluster.record_book import Run
 from cluster.session import Cluster
 from cluster.shard_job import ShardJob, run_shard_job
 from gpt_core import manifest
 from gpt_core.errors import CorpusError, StaleOutputError
+from gpt_core.input_changes import file_digests, gather
 from gpt_core.ledger import Ledger, Row
 from gpt_core.manifest import FileEntry, Manifest, ManifestContents, ShardEntry, TokenizerEntry
+from gpt_core.reject_lines import number_lines
 from gpt_core.settings import TokenizeSettings
 from gpt_core.shard_plan import ShardPlans, plan_shards
 from gpt_core.shards import ShardStats
-from gpt_core.source_files import SourceSpec, list_files
+from gpt_core.source_files import SourceFile, SourceSpec, list_files
 from gpt_core.storage import Storage
 from gpt_core.tokenize_shard import ShardTokenizer, TokenizeOptions
 from gpt_core.tokenizer import PUBLISHED, TiktokenTokenizer, Tokenizer, load_tokenizer
@@ -52,8 +55,7 @@ def resolve(settings: TokenizeSettings) -> Inputs:
         SettingsError: If the tokenizer is unknown.
     """
     tokenizer = load_tokenizer(settings.tokenizer.name)
-    files = [file for source in settings.named_sources() for file in list_files(_spec(source))]
-    plans = plan_shards(files, settings.shard_bytes)
+    plans = plan_shards(_listed(settings), settings.shard_bytes)
     decisive = settings.model_dump(
         mode="json", include={"shard_bytes", "validation_fraction", "split_seed", "max_document_bytes"}
     )
@@ -67,14 +69,19 @@ def resolve(settings: TokenizeSettings) -> Inputs:
     return Inputs(plans, tokenizer, decisive)
 
 
+def _listed(settings: TokenizeSettings) -> list[SourceFile]:
+    return [file for source in settings.named_sources() for file in list_files(_spec(source))]
+
+
 def finished(settings: TokenizeSettings, inputs: Inputs) -> Tokenized | None:
     """Return the corpus in the output folder if these settings and this input made it.
 
     Raises:
-        StaleOutputError: If other settings or other input made it, naming the first difference.
+        StaleOutputError: If other settings or other input made it, naming the first difference or the file.
     """
     match manifest.compare(settings.output, inputs.decisive, inputs.plans.fingerprint):
         case manifest.Same(found):
+            input_guard.check_finished(inputs.plans, found)
             Ledger(settings.output).remove()  # a kill right after the commit leaves it
             return summary_of(found)
         case manifest.Differs(name, old, new):
@@ -100,7 +107,12 @@ def perform(settings: TokenizeSettings, inputs: Inputs, cluster: Cluster, run: R
         make_worker=functools.partial(ShardTokenizer, options_for(settings, inputs, vocabulary)),
         pool=settings.pool,
     )
+    ledger = Ledger(settings.output)
+    ledger.open(job.settings)
+    input_guard.check_resumed(settings.output, inputs.plans)
     ledger = run_shard_job(job, cluster)
+    facts = gather(inputs.plans, ledger.rows())
+    input_guard.check_unchanged(settings.output, inputs.plans, facts, _listed(settings))
     _check_documents(settings, ledger.rows())
     written = manifest.write(
         settings.output, contents_of(settings, inputs, ledger.rows, carried or inputs.tokenizer.name)
@@ -129,22 +141,30 @@ def _carry_vocabulary(output: str, tokenizer: Tokenizer) -> str | None:
     if tokenizer.name in PUBLISHED:
         return None
     assert isinstance(tokenizer, TiktokenTokenizer)
-    write_ranks(Storage.of(output).join(VOCABULARY), tokenizer.ranks)
+    write_ranks(Storage.of(output).join(VOCABULARY), tokenizer.ranks, tokenizer.specials)
     return VOCABULARY
 
 
 def contents_of(
     settings: TokenizeSettings, inputs: Inputs, rows: Callable[[], Iterable[Row]], vocabulary: str
 ) -> ManifestContents:
-    """Return what the manifest says of the shards whose rows `rows` gives anew each time it is called."""
-    tokenizer = inputs.tokenizer
+    """Return what the manifest says of the shards whose rows `rows` gives anew each time it is called.
+
+    Rejects get the numbers of their lines on the way.
+    """
+    tokenizer, plans = inputs.tokenizer, inputs.plans
+    facts = gather(plans, rows())
+    numbered = number_lines(settings.output, plans, facts, rows())
     return ManifestContents(
         settings=inputs.decisive,
         input_fingerprint=inputs.plans.fingerprint,
         weights={source.name: source.weight for source in settings.named_sources()},
         tokenizer=TokenizerEntry(vocabulary, tokenizer.digest, tokenizer.vocabulary_size, tokenizer.end_of_text),
-        shards=_entries(rows()),
-        files=(FileEntry(file.source, file.root, file.name, file.num_bytes) for file in inputs.plans.files),
+        shards=_entries(rows(), numbered),
+        files=(
+            FileEntry(file.source, file.root, file.name, file.num_bytes, file.changed_ns, digest)
+            for file, digest in zip(plans.files, file_digests(plans, facts), strict=True)
+        ),
         num_documents_in=sum(row["num_documents_in"] for row in rows()),
         notes={"warnings": [warning for row in rows() for warning in row["warnings"]]},
     )
@@ -172,10 +192,11 @@ def _check_documents(settings: TokenizeSettings, rows: Iterable[Row]) -> None:
         )
 
 
-def _entries(rows: Iterable[Row]) -> Iterator[ShardEntry]:
+def _entries(rows: Iterable[Row], renewed: Mapping[str, ShardStats]) -> Iterator[ShardEntry]:
     for row in rows:
         for file in row["files"]:
-            yield ShardEntry(file["split"], row["source"], row["index"], file["path"], ShardStats(**file["stats"]))
+            stats = renewed.get(file["path"]) or ShardStats(**file["stats"])
+            yield ShardEntry(file["split"], row["source"], row["index"], file["path"], stats)
 
 
 def summary_of(written: Manifest) -> Tokenized:

@@ -6,6 +6,7 @@ raises, so that the shard is tried again.
 """
 
 import io
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +15,9 @@ import pyarrow as pa
 from gpt_core.errors import CorpusError, RunFailedError
 from gpt_core.source_files import SourceFile
 from gpt_core.storage import Storage
+
+Seen = Callable[[int, bytes], None]
+"""Told of stored bytes as they are read: their position and they."""
 
 
 class RawFile(io.RawIOBase):
@@ -24,9 +28,10 @@ class RawFile(io.RawIOBase):
         RunFailedError: Reading failed.
     """
 
-    def __init__(self, file: SourceFile) -> None:
+    def __init__(self, file: SourceFile, seen: Seen | None = None) -> None:
         super().__init__()
         self.path = file.path
+        self._seen = seen
         storage = Storage.of(file.root)
         try:
             self._file = storage.open_read(file.path)
@@ -59,10 +64,14 @@ class RawFile(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         """Return up to ``size`` bytes, fewer at the end only."""
         try:
-            return self._file.read(size)
+            position = self._file.tell()
+            data = self._file.read(size)
         except OSError as error:
             where = f"{self.path}, byte {self.tell()}"
             raise RunFailedError(where, str(error), "readable bytes", "check the disk or network, run again") from error
+        if self._seen is not None:
+            self._seen(position, data)
+        return data
 
     def close(self) -> None:
         """Close the file."""
@@ -77,12 +86,13 @@ class ByteStream:
     Args:
         file: What to read.
         start: The first byte; above 0 for files that are not compressed only.
+        seen: Told of the stored bytes as they are read.
     """
 
-    def __init__(self, file: SourceFile, start: int = 0) -> None:
+    def __init__(self, file: SourceFile, start: int = 0, seen: Seen | None = None) -> None:
         assert file.compression is None or start == 0
         self._file = file
-        self._raw = RawFile(file)
+        self._raw = RawFile(file, seen)
         self._raw.seek(start)
         self._stream = self._decompressed()
         self._num_decoded_bytes = 0

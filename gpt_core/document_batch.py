@@ -16,7 +16,11 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A record that is no document. ``line`` counts from 1; it is None where lines were not counted."""
+    """A record that is no document.
+
+    ``line`` is that of a JSON-lines file, from 1, counted from the first line that starts in the piece that was read;
+    None in other formats.
+    """
 
     file: str
     line: int | None

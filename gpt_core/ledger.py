@@ -12,7 +12,7 @@ resume reads one file; beside a URL, where nothing can be appended to, it is scr
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -124,6 +124,18 @@ class Ledger:
             if index not in seen:
                 seen.add(index)
                 yield json.loads(line[_INDEX_DIGITS + 1 :])
+
+    def rows_of(self, indices: Collection[int]) -> Iterator[Row]:
+        """Yield the rows of those of the shards that are committed; also before ``done`` was called."""
+        journalled = set()
+        for line in self._lines():
+            index = int(line[:_INDEX_DIGITS])
+            if index in indices and line.endswith(b"\n"):
+                journalled.add(index)
+                yield json.loads(line[_INDEX_DIGITS + 1 :])
+        left = [index for index in indices if index not in journalled]
+        with ThreadPoolExecutor(_THREADS_FOR_OBJECTS) as pool:
+            yield from (row for row in pool.map(self.committed, left) if row is not None)
 
     def remove(self) -> None:
         """Delete the ledger; called once the manifest stands."""

@@ -36,7 +36,14 @@ _BATCH_COLUMNS = pa.schema(
     ]
 )
 _FILE_COLUMNS = pa.schema(
-    [("source", pa.string()), ("root", pa.string()), ("name", pa.string()), ("num_bytes", pa.int64())]
+    [
+        ("source", pa.string()),
+        ("root", pa.string()),
+        ("name", pa.string()),
+        ("num_bytes", pa.int64()),
+        ("changed_ns", pa.int64()),
+        ("digest", pa.uint64()),
+    ]
 )
 
 
@@ -56,12 +63,18 @@ class ShardEntry:
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """One source file; ``root`` is where this machine found it and stays out of every digest."""
+    """One source file as it was read.
+
+    ``root`` is where this machine found it, ``changed_ns`` when it had last been changed; both stay out of the root
+    digest. ``digest`` is that of its contents (``gpt_core.input_changes``), None where it was not taken.
+    """
 
     source: str
     root: str
     name: str
     num_bytes: int
+    changed_ns: int = 0
+    digest: int | None = None
 
 
 def files_table(entries: Iterable[FileEntry]) -> pa.Table:

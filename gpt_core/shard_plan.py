@@ -83,8 +83,34 @@ class ShardPlans(Sequence[ShardPlan]):
         if not 0 <= number < len(self):
             raise IndexError(f"plan {index} of {len(self)}")
         first, last = int(self._first_pieces[number]), int(self._first_pieces[number + 1])
-        pieces = tuple(self._piece(row) for row in range(first, last))
+        pieces = tuple(self.piece(row) for row in range(first, last))
         return ShardPlan(number, pieces[0].file.source, pieces)
+
+    @property
+    def num_pieces(self) -> int:
+        """Pieces of all plans; they are numbered in the order of the plans, and so of the files."""
+        return len(self._piece_files)
+
+    def first_piece(self, index: int) -> int:
+        """Return the number of a plan's first piece."""
+        return int(self._first_pieces[index])
+
+    def plan_of(self, piece: int) -> int:
+        """Return the plan that a piece belongs to."""
+        return int(np.searchsorted(self._first_pieces, piece, side="right")) - 1
+
+    def file_of(self, piece: int) -> int:
+        """Return the number of the file that a piece is part of."""
+        return int(self._piece_files[piece])
+
+    def in_mid_file(self, piece: int) -> bool:
+        """Return whether a piece is another than the first of its file; it is then alone in its plan."""
+        return bool(self._piece_starts[piece])
+
+    def pieces_of(self, file: int) -> range:
+        """Return the numbers of the pieces of a file."""
+        first, end = np.searchsorted(self._piece_files, [file, file + 1])
+        return range(int(first), int(end))
 
     @property
     def num_bytes(self) -> int:
@@ -100,9 +126,10 @@ class ShardPlans(Sequence[ShardPlan]):
             digest.update(b"\n" + canonical_json([file.source, file.name, file.num_bytes, *reading]))
         return digest.hexdigest()
 
-    def _piece(self, row: int) -> Piece:
-        file = self.files[self._piece_files[row]]
-        start, end = int(self._piece_starts[row]), int(self._piece_ends[row])
+    def piece(self, number: int) -> Piece:
+        """Return a piece by its number."""
+        file = self.files[self._piece_files[number]]
+        start, end = int(self._piece_starts[number]), int(self._piece_ends[number])
         return Piece(file, start, end if end < file.num_bytes else None)
 
 

@@ -97,6 +97,8 @@ class SourceFile:
     compression: Compression | None = None
     text_field: str = "text"
     separator: str | None = None
+    changed_ns: int = field(default=0, compare=False)
+    """When it was last changed (``Storage.list_stats``); a hint that its contents may be others."""
 
     @property
     def path(self) -> str:
@@ -153,11 +155,11 @@ def _below(spec: SourceSpec, path: str, listing: Listing) -> Iterator[SourceFile
     storage = Storage.of(path)
     if storage.is_file(path):
         root, _, name = path.rpartition("/")
-        yield _source_file(spec, root or "/", name, storage.num_bytes(path))
+        yield _source_file(spec, root or "/", name, storage.num_bytes(path), storage.changed_ns(path))
     elif storage.exists(path):
-        for name, num_bytes in storage.list_files(path):
+        for name, *stats in storage.list_stats(path):
             if _is_known(name):
-                yield _source_file(spec, path, name, num_bytes)
+                yield _source_file(spec, path, name, *stats)
             else:
                 listing.num_ignored += 1
     elif re.search(r"[*?\[]", path):
@@ -173,15 +175,16 @@ def _matching(spec: SourceSpec, path: str) -> Iterator[SourceFile]:
     pattern = _glob_pattern(path[len(root) :].lstrip("/"))
     storage = Storage.of(root)
     if storage.exists(root):
-        for name, num_bytes in storage.list_files(root):
+        for name, *stats in storage.list_stats(root):
             if pattern.fullmatch(name):
-                yield _source_file(spec, root, name, num_bytes)
+                yield _source_file(spec, root, name, *stats)
 
 
-def _source_file(spec: SourceSpec, root: str, name: str, num_bytes: int) -> SourceFile:
+def _source_file(spec: SourceSpec, root: str, name: str, num_bytes: int, changed_ns: int) -> SourceFile:
     suffix, compression = _suffixes(name)
     kind = _FORMATS.get(suffix, "text")
-    return SourceFile(spec.name, root, name, num_bytes, kind, compression, spec.text_field, spec.separator)
+    reading = (kind, compression, spec.text_field, spec.separator)
+    return SourceFile(spec.name, root, name, num_bytes, *reading, changed_ns)
 
 
 def _suffixes(name: str) -> tuple[str, Compression | None]:

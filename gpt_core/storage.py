@@ -12,7 +12,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
 
@@ -22,6 +22,11 @@ import pyarrow.fs
 from gpt_core.errors import CorpusError, ResourceError
 
 _SPOOL_BYTES = 16 << 20
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "gs": ("STORAGE_EMULATOR_HOST",),
+    "gcs": ("STORAGE_EMULATOR_HOST",),
+}
 
 
 @contextmanager
@@ -86,8 +91,22 @@ class Storage:
             raise FileNotFoundError(path)
         return size
 
+    def changed_ns(self, path: str) -> int:
+        """Return when a file was last changed, see ``list_stats``; FileNotFoundError where there is none."""
+        if not is_url(path):
+            return Path(path).stat().st_ctime_ns
+        return self._information(path).mtime_ns or 0
+
     def list_files(self, folder: str) -> Iterator[tuple[str, int]]:
         """Yield name (relative, with "/") and size of every file below a folder, in no particular order."""
+        for name, num_bytes, _ in self.list_stats(folder):
+            yield name, num_bytes
+
+    def list_stats(self, folder: str) -> Iterator[tuple[str, int, int]]:
+        """Like ``list_files``, and yield the nanosecond of the last change, 0 where a remote store does not say.
+
+        That of a local file is its ctime: unlike the time of modification, no one can set it back.
+        """
         if not is_url(folder):
             yield from _walk(folder, "")
             return
@@ -95,7 +114,8 @@ class Storage:
         for found in filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True)):
             if found.type == pyarrow.fs.FileType.File:
                 # fsspec's memory file system puts a "/" before every path, others do not
-                yield found.path.lstrip("/")[len(inner.lstrip("/")) :].lstrip("/"), found.size
+                name = found.path.lstrip("/")[len(inner.lstrip("/")) :].lstrip("/")
+                yield name, found.size, found.mtime_ns or 0
 
     def open_read(self, path: str) -> BinaryIO:
         """Open a file for reading at any position; read(n) may be called in any size."""
@@ -129,7 +149,8 @@ class Storage:
             shutil.rmtree(folder, ignore_errors=True)
         elif self.exists(folder):
             filesystem, inner = open_filesystem(folder)
-            filesystem.delete_dir(inner)
+            with suppress(FileNotFoundError):  # Google's: the files are gone, there was no object for the folder
+                filesystem.delete_dir(inner)
 
     def _information(self, url: str) -> pyarrow.fs.FileInfo:
         filesystem, inner = open_filesystem(url)
@@ -139,14 +160,16 @@ class Storage:
 def open_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """Return pyarrow's file system for a URL, and the URL's path in it.
 
-    ``AWS_ENDPOINT_URL`` (or ``AWS_ENDPOINT_URL_S3``) points ``s3://`` at another server than Amazon's.
+    ``AWS_ENDPOINT_URL`` (or ``AWS_ENDPOINT_URL_S3``) points ``s3://`` at another server than Amazon's,
+    ``STORAGE_EMULATOR_HOST`` points ``gs://`` at one that asks for no credentials.
 
     Raises:
         CorpusError: No installed client speaks the URL's scheme.
     """
     scheme, _, inner = url.partition("://")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return _filesystem(scheme, endpoint if scheme == "s3" else None), inner.rstrip("/")
+    names = _ENDPOINTS.get(scheme, ())
+    endpoint = next((os.environ[name] for name in names if os.environ.get(name)), None)
+    return _filesystem(scheme, endpoint), inner.rstrip("/")
 
 
 @functools.lru_cache(maxsize=8)
@@ -154,6 +177,9 @@ def _filesystem(scheme: str, endpoint: str | None) -> pyarrow.fs.FileSystem:
     try:
         if scheme == "s3":
             return pyarrow.fs.S3FileSystem(endpoint_override=endpoint)
+        if scheme in {"gs", "gcs"} and endpoint:
+            kind, _, host = endpoint.rpartition("://")
+            return pyarrow.fs.GcsFileSystem(anonymous=True, endpoint_override=host, scheme=kind or "http")
         if scheme in {"gs", "gcs"}:
             return pyarrow.fs.GcsFileSystem()
         import fsspec
@@ -165,12 +191,13 @@ def _filesystem(scheme: str, endpoint: str | None) -> pyarrow.fs.FileSystem:
         ) from error
 
 
-def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
+def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int, int]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             name = prefix + entry.name
             if entry.is_file():
-                yield name, entry.stat().st_size
+                found = entry.stat()
+                yield name, found.st_size, found.st_ctime_ns
             elif entry.is_dir(follow_symlinks=False):
                 yield from _walk(entry.path, f"{name}/")
 

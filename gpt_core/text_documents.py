@@ -7,6 +7,7 @@ import orjson
 
 from gpt_core.byte_stream import ByteStream
 from gpt_core.document_batch import DocumentBatch, ReadingOptions, Reject
+from gpt_core.piece_witness import PieceWitness
 from gpt_core.records import Block, Oversize, first_record, split_records
 from gpt_core.shard_plan import Piece
 from gpt_core.source_files import SourceFile
@@ -14,7 +15,7 @@ from gpt_core.source_files import SourceFile
 _NEWLINE = b"\n"
 
 
-def read_whole_text(piece: Piece, reading: ReadingOptions) -> Iterator[DocumentBatch]:
+def read_whole_text(piece: Piece, reading: ReadingOptions, witness: PieceWitness) -> Iterator[DocumentBatch]:
     """Yield one batch: the file as its document, or as a reject."""
     file, limit = piece.file, reading.max_document_bytes
     batch = DocumentBatch()
@@ -22,7 +23,7 @@ def read_whole_text(piece: Piece, reading: ReadingOptions) -> Iterator[DocumentB
         batch.reject(file.name, None, 0, too_long(file.num_bytes, limit))
         yield batch
         return
-    with ByteStream(file) as stream:
+    with ByteStream(file, seen=witness.saw) as stream:
         data = stream.read(limit + 1 if file.compression else file.num_bytes + 1)
         if not stream.damage and len(data) <= limit:
             data += stream.read(1)  # meets damage that lies behind the last byte
@@ -35,24 +36,24 @@ def read_whole_text(piece: Piece, reading: ReadingOptions) -> Iterator[DocumentB
     yield batch
 
 
-def read_separated_texts(piece: Piece, reading: ReadingOptions) -> Iterator[DocumentBatch]:
+def read_separated_texts(piece: Piece, reading: ReadingOptions, witness: PieceWitness) -> Iterator[DocumentBatch]:
     """Yield the texts between the separators of a file, those that start in the piece."""
     assert piece.file.separator
     separator = piece.file.separator.encode("utf-8")
-    for part in _parts(piece, separator, reading):
+    for part in _parts(piece, separator, reading, witness):
         yield _one_reject(part) if isinstance(part, Reject) else _decode_texts(part, piece.file, separator, reading)
 
 
-def read_json_lines(piece: Piece, reading: ReadingOptions) -> Iterator[DocumentBatch]:
-    """Yield the texts of a file's JSON lines, those lines that start in the piece."""
-    line = 1 if piece.start == 0 else None
-    for part in _parts(piece, _NEWLINE, reading):
+def read_json_lines(piece: Piece, reading: ReadingOptions, witness: PieceWitness) -> Iterator[DocumentBatch]:
+    """Yield the texts of a file's JSON lines, those lines that start in the piece; lines count from its first."""
+    line = 1
+    for part in _parts(piece, _NEWLINE, reading, witness):
         if isinstance(part, Reject):
             yield _one_reject(replace(part, line=line))
         else:
             yield _parse_lines(part, piece.file, line, reading.max_document_bytes)
-        if line is not None:
-            line += len(part.records) if isinstance(part, Block) else 1
+        line += len(part.records) if isinstance(part, Block) else 1
+    witness.num_lines = line - 1
 
 
 def too_long(num_bytes: int | None, limit: int) -> str:
@@ -60,13 +61,13 @@ def too_long(num_bytes: int | None, limit: int) -> str:
     return f"found {'more' if num_bytes is None else f'{num_bytes} bytes'}; expected at most {limit} bytes"
 
 
-def _parts(piece: Piece, delimiter: bytes, reading: ReadingOptions) -> Iterator[Block | Reject]:
+def _parts(piece: Piece, delimiter: bytes, reading: ReadingOptions, witness: PieceWitness) -> Iterator[Block | Reject]:
     """Yield the piece's records as blocks, and a reject for each record that could not be held."""
     file, limit = piece.file, reading.max_document_bytes
     start = first_record(file, delimiter, piece.start, piece.end)
     if start is None:
         return
-    with ByteStream(file, start) as stream:
+    with ByteStream(file, start, witness.saw) as stream:
         for part in split_records(stream, delimiter, start, limit):
             if piece.end is not None and part.start >= piece.end:
                 return
@@ -120,7 +121,7 @@ def _add_text(batch: DocumentBatch, file: SourceFile, data: bytes, start: int) -
     batch.num_bytes += len(data)
 
 
-def _parse_lines(block: Block, file: SourceFile, line: int | None, limit: int) -> DocumentBatch:
+def _parse_lines(block: Block, file: SourceFile, line: int, limit: int) -> DocumentBatch:
     """Return the documents of consecutive lines; the path that decides the reading speed."""
     batch = DocumentBatch()
     texts, starts, ends = batch.texts, batch.starts, batch.ends
@@ -136,7 +137,7 @@ def _parse_lines(block: Block, file: SourceFile, line: int | None, limit: int) -
             starts.append(start)
             ends.append(end)
         elif reason := _fault(record, name, limit):
-            batch.reject(file.name, None if line is None else line + index, start, reason)
+            batch.reject(file.name, line + index, start, reason)
         start = end + 1
     batch.files = [file.name] * len(texts)
     batch.num_bytes = sum(map(len, block.records))

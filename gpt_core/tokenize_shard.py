@@ -17,6 +17,7 @@ from gpt_core.document_batch import DocumentBatch, ReadingOptions
 from gpt_core.document_tails import cut_tails
 from gpt_core.documents import read_batches
 from gpt_core.errors import SettingsError
+from gpt_core.piece_witness import PieceFacts
 from gpt_core.rejects import RejectWriter
 from gpt_core.shard_plan import ShardPlan
 from gpt_core.shards import ShardWriter, with_end_of_text
@@ -78,8 +79,9 @@ class ShardTokenizer:
         """Write the plan's shards and rejects, each atomically, and return one row about them.
 
         The row is JSON: index, source, backend, warnings, num_input_bytes (as stored), num_text_bytes,
-        num_documents_in = num_documents_kept + num_rejected, num_tokens, and a list of files, each with split
-        ("train", "validation" or "rejects"), path in the corpus and stats.
+        num_documents_in = num_documents_kept + num_rejected, num_tokens, a list of files, each with split
+        ("train", "validation" or "rejects"), path in the corpus and stats, and a list of what ``PieceFacts`` says of
+        each piece.
 
         Raises:
             CorpusError: An input file has gone or changed.
@@ -99,7 +101,7 @@ class ShardTokenizer:
         checked = self._options.backend == "auto" and tokenizer.backend != self._reference.backend
         check = _SampledCheck(self._reference, plan.index) if checked else None
         with _ShardOutput(self._options, plan, tokenizer) as output:
-            for batch in read_batches(plan, reading):
+            for batch in read_batches(plan, reading, output.facts):
                 heads, tails = batch, None
                 if self._options.validation_tail:
                     heads, tails = cut_tails(batch, self._options.validation_tail)
@@ -154,13 +156,15 @@ class _ShardOutput:
         self._writers = {
             split: ShardWriter(storage.join(self._paths[split]), tokenizer.dtype) for split in ("train", "validation")
         }
-        self._rejects = RejectWriter(storage.join(self._paths["rejects"]))
+        in_mid_file = plan.pieces[0].start > 0
+        self._rejects = RejectWriter(storage.join(self._paths["rejects"]), in_mid_file=in_mid_file)
         self._stack = ExitStack()
         self._num_text_bytes = 0
+        self.facts: list[PieceFacts] = []
 
     def append(self, batch: DocumentBatch, tokens: Ids, offsets: np.ndarray) -> None:
         """Write a batch's documents, each to its split, and its rejects."""
-        self._rejects.append(batch.rejects)
+        self._rejects.append(self._plan.source, batch.rejects)
         self._num_text_bytes += batch.num_bytes
         if not batch.texts:
             return
@@ -197,6 +201,7 @@ class _ShardOutput:
             "num_rejected": stats["rejects"].num_documents,
             "num_tokens": sum(found.num_tokens for found in stats.values()),
             "files": files,
+            "pieces": [[fact.digest, fact.num_lines] for fact in self.facts],
         }
 
     def __enter__(self) -> Self:

@@ -137,12 +137,12 @@ def test_bad_lines_are_set_aside_with_line_byte_and_reason(tmp_path: Path) -> No
         assert reject.reason.startswith(f"found {start}")
 
 
-def test_lines_are_not_counted_in_the_middle_of_a_file(tmp_path: Path) -> None:
+def test_lines_of_a_piece_are_counted_from_its_first(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"bad\n" * 10)
     rejects = read(planned(path, (20,)))[1]
 
-    assert [reject.line for reject in rejects] == [1, 2, 3, 4, 5, None, None, None, None, None]
+    assert [reject.line for reject in rejects] == [1, 2, 3, 4, 5, 1, 2, 3, 4, 5]
     assert [reject.start for reject in rejects] == list(range(0, 40, 4))
 
 

@@ -35,6 +35,8 @@ def test_a_manifest_reads_back_as_written(corpus: TinyCorpus) -> None:
         "root": "/in",
         "name": "part-2.txt",
         "num_bytes": 1000,
+        "changed_ns": 0,
+        "digest": None,
     }
     for split in ("train", "validation"):
         documents = [d for (where, _), group in corpus.documents.items() if where == split for d in group]
