@@ -18,7 +18,7 @@ from typing import Any
 from cluster.capacity import Worker, draining_nodes, num_fitting
 from cluster.cpu_allocator import GLIBC_TUNABLES
 from cluster.progress import say
-from cluster.session import cause_of, own_error_in, quiet_libraries
+from cluster.session import cause_of, is_mistake_in_code, own_error_in, quiet_libraries
 from gpt_core import checkpoint
 from gpt_core.errors import ResourceError
 from gpt_core.training_plan import TrainingPlan
@@ -38,6 +38,7 @@ class Fitting:
     """One training run on Ray Train.
 
     Attributes:
+        title: Word for progress lines, such as "pretrain".
         plan: What to train.
         work: Called by Ray Train in each worker with {"plan": ...}.
         counts: Numbers of workers it may run on, rising.
@@ -45,6 +46,7 @@ class Fitting:
         show: Called every half second, to show progress.
     """
 
+    title: str
     plan: TrainingPlan
     work: Callable[[dict[str, Any]], None]
     counts: list[int]
@@ -62,7 +64,7 @@ class Fitting:
         return Path(self.plan.output)
 
     def run(self) -> None:
-        """Train to the plan's last step.
+        """Train until the plan is over.
 
         Raises:
             HerdError: The workers' own, at once; ResourceError where no number of workers fits for
@@ -75,10 +77,10 @@ class Fitting:
         while True:
             count = self._count_now(group.hoped if group else 0)
             if group and count != group.count:
-                say(f"pretrain: going on with {count} worker(s) instead of {group.count}")
+                say(f"{self.title}: going on with {count} worker(s) instead of {group.count}")
             group = _Group(self, count)
             error = group.wait()
-            if error is None and _newest_step(self.output) >= self.plan.num_steps:
+            if error is None and _is_over(self.plan):
                 return
             failures, step = (0, reached) if (reached := _newest_step(self.output)) > step else (failures, step)
             if error is not None:
@@ -90,12 +92,12 @@ class Fitting:
         own = own_error_in(error)
         if own is not None:
             raise own from error
-        if failures > self.max_failures:
+        if failures > self.max_failures or is_mistake_in_code(error):
             raise error
         found = cause_of(error)
         newest = _newest_step(self.output)
         say(
-            f"pretrain: lost workers ({_first_sentence(found.found)}); starting again from step {newest} "
+            f"{self.title}: lost workers ({_first_sentence(found.found)}); starting again from step {newest} "
             f"(failure {failures} of {self.max_failures} without progress)"
         )
 
@@ -123,7 +125,7 @@ class Fitting:
                     "add nodes and run it again; it goes on from its newest checkpoint",
                 )
             if waited > _SETTLE_SECONDS and not said:
-                say(f"pretrain: waiting for room for {self.counts[0]} workers; there is room for {fits}")
+                say(f"{self.title}: waiting for room for {self.counts[0]} workers; there is room for {fits}")
                 said = True
             time.sleep(_POLL_SECONDS)
 
@@ -154,7 +156,7 @@ class _Group:
                 self._fitting.show()
                 self._resize_if_better()
         except KeyboardInterrupt:
-            say("pretrain: stopping after this step; a checkpoint is being written")
+            say(f"{self._fitting.title}: stopping after this step; a checkpoint is being written")
             self._stop.touch()
             self._thread.join(_STOP_SECONDS)
             raise
@@ -166,7 +168,7 @@ class _Group:
             return
         self._next_look_seconds = time.monotonic() + _RESIZE_POLL_SECONDS
         if draining_nodes() - self._leaving:  # Ray places nothing on those it knew before
-            say("pretrain: a node is leaving; writing a checkpoint and starting again on the others")
+            say(f"{self._fitting.title}: a node is leaving; writing a checkpoint and starting again on the others")
             self._stop.touch()
         elif self._more_fit():
             self._stop.touch()
@@ -221,3 +223,11 @@ def _first_sentence(text: str) -> str:
 def _newest_step(output: Path) -> int:
     paths = checkpoint.list_paths(output)
     return int(paths[-1].name.rpartition("-")[2]) if paths else 0
+
+
+def _is_over(plan: TrainingPlan) -> bool:
+    paths = checkpoint.list_paths(plan.output)
+    if not paths:
+        return False
+    newest = checkpoint.read_description(paths[-1])
+    return plan.is_over(newest.step, newest.metrics)

@@ -35,6 +35,7 @@ _QUIET_RAY = {
 # Ray's own switch for desktop systems makes every one of its servers bind 127.0.0.1;
 # without it they listen on all interfaces. Read when ray is imported.
 _LOOPBACK_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
+_MISTAKES_IN_CODE = (TypeError, AttributeError, NameError, ImportError, AssertionError, NotImplementedError)
 _NOISY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.serve", "ray.tune")
 
 
@@ -196,6 +197,11 @@ def own_error_in(error: BaseException) -> HerdError | None:
         if isinstance(inner, HerdError) and not hasattr(inner, "as_instanceof_cause"):
             return inner
     return None
+
+
+def is_mistake_in_code(error: BaseException) -> bool:
+    """Tell whether a mistake in the program is inside Ray's wrappers: it would only come again."""
+    return any(isinstance(inner, _MISTAKES_IN_CODE) for inner in _inside(error))
 
 
 def _inside(error: BaseException) -> Iterator[BaseException]:

@@ -1,0 +1,28 @@
+import pytest
+from ray.exceptions import RayTaskError
+
+from cluster.session import cause_of, is_mistake_in_code, own_error_in
+from gpt_core.errors import CheckpointError
+
+
+def _wrapped(error: Exception) -> BaseException:
+    """Return an error as Ray hands it over: of a class made for it, the worker's own inside."""
+    return RayTaskError("work", "Traceback of the worker", error).as_instanceof_cause()
+
+
+@pytest.mark.parametrize(
+    ("error", "is_mistake"),
+    [(TypeError("an unexpected keyword"), True), (NameError("x"), True), (RuntimeError("peer lost"), False)],
+)
+def test_a_mistake_in_the_program_is_told_from_a_lost_worker(error: Exception, is_mistake: bool) -> None:
+    assert is_mistake_in_code(_wrapped(error)) is is_mistake
+
+
+def test_a_workers_own_sentence_reaches_the_user_unchanged() -> None:
+    told = CheckpointError("run/checkpoints", "no room", "a place with room", "free space")
+    assert str(own_error_in(_wrapped(told))) == str(told)
+    assert str(cause_of(_wrapped(told))) == str(told)
+
+
+def test_any_other_error_is_named_by_its_last_line() -> None:
+    assert str(cause_of(_wrapped(ValueError("first\nlast")))).startswith("ValueError: found last; ")
