@@ -233,5 +233,5 @@ def _upload(url: str, write: Callable[[BinaryIO], Any]) -> None:
         filesystem, inner = open_filesystem(url)
         if isinstance(filesystem, pyarrow.fs.PyFileSystem):  # object stores need no folders, file systems do
             filesystem.create_dir(inner.rpartition("/")[0], recursive=True)
-        with filesystem.open_output_stream(inner) as stream:
+        with filesystem.open_output_stream(inner, compression=None) as stream:  # never by the name's suffix
             shutil.copyfileobj(spool, stream, 1 << 20)

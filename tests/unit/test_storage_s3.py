@@ -42,13 +42,13 @@ def bucket() -> Iterator[str]:
 def test_objects_are_written_whole_listed_and_read_in_parts(bucket: str) -> None:
     storage = Storage.of(f"{bucket}/basic")
     content = bytes(range(256)) * 100_000
-    storage.write_atomically(storage.join("a", "b"), lambda file: file.write(content))
+    storage.write_atomically(storage.join("a", "b.gz"), lambda file: file.write(content))
 
-    assert list(storage.list_files(storage.root)) == [("a/b", len(content))]
-    assert storage.exists(storage.join("a", "b"))
+    assert list(storage.list_files(storage.root)) == [("a/b.gz", len(content))]
+    assert storage.exists(storage.join("a", "b.gz"))
     assert not storage.exists(storage.join("a", "c"))
-    assert storage.num_bytes(storage.join("a", "b")) == len(content)
-    with storage.open_read(storage.join("a", "b")) as file:
+    assert storage.num_bytes(storage.join("a", "b.gz")) == len(content)
+    with storage.open_read(storage.join("a", "b.gz")) as file:
         file.seek(20_000_001)
         assert file.read(5) == bytes([1, 2, 3, 4, 5])
 
