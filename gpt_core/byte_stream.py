@@ -39,7 +39,9 @@ class RawFile(io.RawIOBase):
             self._file.seek(0)
         except OSError as error:
             reason = error.strerror or str(error)
-            raise CorpusError(file.path, reason, "the file that was planned", "restore it and run again") from error
+            raise CorpusError(
+                file.path, reason, "the file that was planned", "restore it, or make it readable, and run again"
+            ) from error
         if num_bytes != file.num_bytes:
             self._file.close()
             found = f"{num_bytes} bytes"

@@ -8,6 +8,7 @@ import os
 import re
 import sysconfig
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -123,7 +124,7 @@ def list_files(spec: SourceSpec) -> list[SourceFile]:
     """Return the files of a source, sorted by name.
 
     Raises:
-        CorpusError: A path does not exist or matches nothing, or two files would bear one name.
+        CorpusError: A path does not exist, matches nothing or cannot be read, or two files would bear one name.
     """
     return find_files(spec).files
 
@@ -134,13 +135,28 @@ def find_files(spec: SourceSpec) -> Listing:
     excluded = [_glob_pattern(glob if "/" in glob else f"**/{glob}") for glob in spec.exclude]
     for path in spec.paths:
         before = len(listing.files) + listing.num_ignored
-        for file in _below(spec, _expanded(path), listing):
-            if not any(pattern.fullmatch(file.name) for pattern in excluded):
-                listing.files.append(file)
+        with _unreadable_named(spec, path):
+            for file in _below(spec, _expanded(path), listing):
+                if not any(pattern.fullmatch(file.name) for pattern in excluded):
+                    listing.files.append(file)
         if len(listing.files) + listing.num_ignored == before or not listing.files:
             raise _nothing_found(spec, path, listing)
     listing.files = _without_repeats(spec, listing.files)
     return listing
+
+
+@contextmanager
+def _unreadable_named(spec: SourceSpec, path: str) -> Iterator[None]:
+    """Turn an error of the disk or the store into one that says which place cannot be listed."""
+    try:
+        yield
+    except OSError as error:
+        raise CorpusError(
+            f"source {spec.name!r}",
+            f"{error.strerror or error} at {error.filename or path}",
+            "files and folders that this user can read",
+            "make it readable, or name other paths",
+        ) from error
 
 
 def _expanded(path: str) -> str:

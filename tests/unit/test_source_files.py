@@ -1,5 +1,6 @@
 """Promises of gpt_core.source_files: which files are found, and what they are called."""
 
+import os
 import sysconfig
 from pathlib import Path
 
@@ -141,3 +142,20 @@ def test_a_path_without_files_is_a_clear_error(folder: Path, path: str, message:
 def test_excluding_everything_is_a_clear_error(folder: Path) -> None:
     with pytest.raises(CorpusError, match="after exclusions"):
         names(folder / "tests", exclude=("*",))
+
+
+def test_a_folder_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(CorpusError) as raised:
+        names(folder)
+    assert str(raised.value) == (
+        f"source 's': found Permission denied at {folder}/deep; expected files and folders that this user can read; "
+        "make it readable, or name other paths"
+    )
