@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt_core.model import LAYER_NORM_EPSILON, band_mask, gelu
+from gpt_core.attention import band_mask
+from gpt_core.model import LAYER_NORM_EPSILON, gelu
 from gpt_core.presets import ModelShape
 
 
