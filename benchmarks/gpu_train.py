@@ -14,10 +14,11 @@ import time
 import numpy as np
 import torch
 
-from gpt_core.learner import Compute, Learner
+from gpt_core.learner import Learner
 from gpt_core.precision import peak_flops
 from gpt_core.presets import PRESETS
 from gpt_core.schedule import Recipe
+from gpt_core.step import Compute
 
 WARM_UP_STEPS = 5
 

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from gpt_core.learner import Compute, Learner
+from gpt_core.learner import Learner
 from gpt_core.local_ranks import run_on_ranks
 from gpt_core.presets import ModelShape
 from gpt_core.reduction import Ranks, sum_over_ranks
 from gpt_core.schedule import Recipe
+from gpt_core.step import Compute
 from gpt_core.training_plan import Reduction
 
 GPT2 = ModelShape(12, 12, 768, 1024, 50257)

@@ -2,51 +2,56 @@
 
 Called by the training loop, by the benchmarks and by replays.  Invariant: in exact mode the
 weights, the moments and the reported numbers after a step depend on (shape, recipe, seed,
-batches, dtype, threads), and not on how many ranks shared the micro-batches.
+batches, dtype, threads), and neither on how many ranks shared the micro-batches nor on whether
+they shared the optimizer's state.
+
+Sharding "optimizer" (ZeRO-1, Rajbhandari et al. 2020): reducing by halves leaves each rank with one
+part of the summed gradient.  It keeps the master weights and moments of that part alone, updates
+it, and the ranks gather the weights to compute with.
 
 Shapes: B sequences, T positions, V vocabulary; a window is T + 1 tokens.
 """
 
 import hashlib
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gpt_core.errors import RunFailedError
+from gpt_core.layout import CHUNK_ELEMENTS, Layout, chunk_norms, clip_, layout_of
 from gpt_core.loss import next_token_loss, token_losses
+from gpt_core.masked_loss import masked_next_token_loss
+from gpt_core.masked_windows import is_masked, num_targets, target_rows, unmasked
 from gpt_core.model import GPT, initial_values
-from gpt_core.optimizer import FlatOptimizer, Layout, clip_, layout_of
+from gpt_core.optimizer import FlatOptimizer
 from gpt_core.presets import ModelShape
-from gpt_core.reduction import Ranks, TreeSum, sum_over_ranks
+from gpt_core.reduction import Ranks, TreeSum, gather_parts, part_of, scatter_sum, sum_over_ranks
 from gpt_core.schedule import Recipe
-from gpt_core.training_plan import Reduction, check_batch_plan
+from gpt_core.step import NO_VOTES, Compute, StepReport, Votes, checked_report, dropout_key, make_cuda_deterministic
+from gpt_core.training_plan import check_batch_plan
 
-# Behind the gradients in the flat buffer ride the loss and the number of ranks that want to stop:
-# both are summed by the gradient's own messages. 16 elements keep the alignment.
+# Behind the gradients in the flat buffer ride the loss and the ranks' votes: they are summed by the
+# gradient's own messages. 16 elements keep the alignment.
 TAIL_ELEMENTS = 16
+_LOSS, _STOP, _SAVE, _TARGETS = range(4)
 
 
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What a step saw: mean loss in nats, gradient norm before clipping, ranks that asked to stop."""
+class Snapshot(NamedTuple):
+    """CPU copies by name that later steps leave alone: fp32 weights, and moments as "first_moment/NAME"."""
 
-    loss: float
-    grad_norm: float
-    stop_votes: int
+    weights: dict[str, Tensor]
+    optimizer_state: dict[str, Tensor]
 
-
-@dataclass(frozen=True, slots=True)
-class Compute:
-    """How to compute: everything here but the device's kind and the dtype leaves exact results alone."""
-
-    device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
-    dtype: torch.dtype = torch.float32
-    reduction: Reduction = "exact"
-    compiled: bool = False
+    def digest(self) -> str:
+        """Return SHA-256 over names and bytes of all tensors in their order."""
+        sha256 = hashlib.sha256()
+        for tensors in self:
+            for name, tensor in tensors.items():
+                sha256.update(name.encode())
+                sha256.update(tensor.contiguous().numpy().tobytes())
+        return sha256.hexdigest()
 
 
 class Learner:
@@ -56,7 +61,7 @@ class Learner:
         shape: The model.
         recipe: Optimizer and clipping.
         seed: Decides the starting weights and, with step and micro-batch, the dropout.
-        compute: Device, dtype (bf16 keeps fp32 master weights), reduction, compilation.
+        compute: Device, dtype (bf16 keeps fp32 master weights), reduction, sharding, compilation.
         ranks: This process among its peers.
     """
 
@@ -75,32 +80,37 @@ class Learner:
         self.ranks = ranks or Ranks()
         self.step = 0
         if self.compute.device.type == "cuda" and self.compute.reduction == "exact":
-            _make_cuda_deterministic()
+            make_cuda_deterministic()
         self.model = GPT(shape, device="meta")
+        self.model.recomputes_blocks = self.compute.activation_checkpointing
         self.layout = layout_of(self.model)
-        self._weights = self._flat_buffer()
-        self._computed = self._weights.to(self.compute.dtype)  # the same tensor where the dtype is fp32
+        self._cuts = self._choose_cuts()
+        self._part = self._choose_part()
+        self._computed = self._flat_buffer(self.compute.dtype)
+        self._masters = self._computed[self._part].float()  # the same memory where the dtype is fp32
         _place_parameters(self.model, self.layout, self._computed)
-        self.optimizer = FlatOptimizer(self.layout, self._weights, recipe)
-        self._sum = TreeSum(lambda: self._flat_buffer(TAIL_ELEMENTS), self._contribution_views)
+        self.optimizer = FlatOptimizer(self.layout, self._masters, recipe, self._part.start)
+        self._sum = TreeSum(lambda: self._flat_buffer(torch.float32, TAIL_ELEMENTS), self._contribution_views)
         self._parameters = [self.model.get_parameter(span.name) for span in self.layout.spans]
         self._losses: list[Tensor] = []
         self._hidden = torch.compile(self.model.hidden) if self.compute.compiled else self.model.hidden
 
     def initialise(self) -> "Learner":
         """Fill the weights with GPT-2's starting values for the seed."""
-        for name, view in self.weights().items():
-            view.copy_(initial_values(name, tuple(view.shape), self.shape.n_layer, self.seed))
+        for span in self.layout.spans:
+            values = initial_values(span.name, span.size, self.shape.n_layer, self.seed)
+            span.copy_part(values, self._masters, self._part.start)
         self._refresh_computed()
         return self
 
-    def take_step(self, micro_batches: np.ndarray, share: float, *, stop: bool = False) -> StepReport:
+    def take_step(self, micro_batches: np.ndarray, share: float, votes: Votes = NO_VOTES) -> StepReport:
         """Train on this rank's micro-batches and change the weights.
 
         Args:
-            micro_batches: int64 [k, B, T + 1]; rank r has those from r k to (r + 1) k of the step.
+            micro_batches: int64 [k, B, T + 1]; rank r has those from r k to (r + 1) k of the step. Where they are
+                masked, the loss is the mean over the targets of the whole step, on whatever ranks they are.
             share: The schedule's share of the peak learning rate.
-            stop: This rank's vote to stop after the step.
+            votes: What this rank wishes for after the step.
 
         Raises:
             RunFailedError: A loss or gradient that is not finite; the weights are left as they were.
@@ -108,21 +118,19 @@ class Learner:
         """
         count = micro_batches.shape[0] * self.ranks.num_ranks
         check_batch_plan(count, self.ranks.num_ranks, self.compute.reduction)
-        total = self._summed_gradient(micro_batches, stop=stop)
-        gradient, tail = total[: self.layout.num_elements], total[self.layout.num_elements :]
-        norm = clip_(gradient, 1.0 / count, self.recipe.clip_norm)
-        loss, votes, grad_norm = torch.stack((tail[0] / count, tail[1], norm)).tolist()
-        if not (np.isfinite(loss) and np.isfinite(grad_norm)):
-            raise RunFailedError(
-                f"step {self.step}",
-                f"loss {loss} and gradient norm {grad_norm}",
-                "finite numbers",
-                "lower the learning rate or look at this step's windows; the weights were not changed",
-            )
+        total = self._add_own(micro_batches)
+        total[self.layout.num_elements + _STOP] = float(votes.stop)
+        total[self.layout.num_elements + _SAVE] = float(votes.save)
+        total[self.layout.num_elements + _TARGETS] = float(num_targets(micro_batches))  # exact below 2^24 a step
+        gradient, norms, tail = self._add_over_ranks(total)
+        if is_masked(micro_batches):  # then on all ranks: the last token of every window is
+            count = tail[_TARGETS].item() / micro_batches[0, :, 1:].size
+        norm = clip_(gradient, norms, 1.0 / count, self.recipe.clip_norm)
+        report = checked_report(self.step, torch.stack((tail[_LOSS] / count, norm, tail[_STOP], tail[_SAVE])))
         self.optimizer.step(gradient, share)
         self._refresh_computed()
         self.step += 1
-        return StepReport(loss, grad_norm, round(votes))
+        return report
 
     @property
     def micro_losses(self) -> list[float]:
@@ -131,89 +139,131 @@ class Learner:
 
     @torch.no_grad()
     def window_losses(self, windows: np.ndarray) -> np.ndarray:
-        """Return each window's summed loss in nats, float64 [n], for int64 windows [n, T + 1]."""
+        """Return each window's summed loss in nats over its targets, float64 [n], for int64 windows [n, T + 1]."""
         self.model.eval()
-        ids = torch.from_numpy(windows).to(self.compute.device)
+        ids = torch.from_numpy(unmasked(windows)).to(self.compute.device)
         losses_BT = token_losses(self.model.hidden(ids[:, :-1]), self.model.wte.weight, ids[:, 1:])
         self.model.train()
-        return losses_BT.double().sum(dim=1).cpu().numpy()
+        is_target_BT = torch.from_numpy(windows[:, 1:] >= 0).to(self.compute.device)
+        return (losses_BT.double() * is_target_BT).sum(dim=1).cpu().numpy()
 
     def weights(self) -> dict[str, Tensor]:
-        """Return views of the fp32 master weights by name; they change with the next step."""
-        return self.layout.views(self._weights)
+        """Return the fp32 master weights by name; where they are not sharded, views that change with the next step.
+
+        Sharded, every rank must call it, and the tensors hold until the next step.
+        """
+        return self.layout.views(self._whole(self._masters))
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> "Learner":
         """Copy fp32 weights in, by name."""
-        with torch.no_grad():
-            for name, view in self.weights().items():
-                view.copy_(weights[name])
+        for span in self.layout.spans:
+            span.copy_part(weights[span.name], self._masters, self._part.start)
         self._refresh_computed()
         return self
 
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """Return views of the moments by "first_moment/NAME" and "second_moment/NAME"."""
-        return dict(self.optimizer.state())
-
     def load_optimizer_state(self, state: Mapping[str, Tensor], step: int) -> "Learner":
-        """Copy moments in and continue as after ``step`` steps."""
-        for name, view in self.optimizer.state():
-            view.copy_(state[name])
+        """Copy moments in, by "first_moment/NAME" and "second_moment/NAME", and continue as after ``step`` steps."""
+        moments = {"first": self.optimizer.first_moment, "second": self.optimizer.second_moment}
+        for name, which, span in self.optimizer.named_moments():
+            span.copy_part(state[name], moments[which], self._part.start)
         self.optimizer.set_num_steps(step)
         self.step = step
         return self
 
-    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return CPU copies of (weights, optimizer state) that later steps leave alone."""
-        weights, first, second = (
-            flat.to("cpu", copy=True)
-            for flat in (self._weights, self.optimizer.first_moment, self.optimizer.second_moment)
-        )
-        state = dict(self.optimizer.views(first, second))
-        return self.layout.views(weights), state
+    def snapshot(self) -> Snapshot:
+        """Return CPU copies of weights and optimizer state; the other ranks call this, or ``join_snapshot``."""
+        weights, first, second = (self._whole(part).to("cpu", copy=True) for part in self._parts())
+        moments = {"first": first, "second": second}
+        state = {name: span.view(moments[which]) for name, which, span in self.optimizer.named_moments()}
+        return Snapshot(self.layout.views(weights), state)
+
+    def join_snapshot(self) -> None:
+        """Give this rank's part of the state to one that takes a snapshot."""
+        for part in self._parts():
+            self._whole(part)
 
     def digest(self) -> str:
         """Return SHA-256 over names and bytes of all weights and moments, in the order of the layout."""
-        sha256 = hashlib.sha256()
-        for name, tensor in self._everything():
-            sha256.update(name.encode())
-            sha256.update(tensor.cpu().contiguous().numpy().tobytes())
-        return sha256.hexdigest()
+        return self.snapshot().digest()
 
-    def _everything(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.weights().items()
-        yield from self.optimizer.state()
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self._masters, self.optimizer.first_moment, self.optimizer.second_moment
 
-    def _summed_gradient(self, micro_batches: np.ndarray, *, stop: bool) -> Tensor:
+    @property
+    def _is_sharded(self) -> bool:
+        return len(self._cuts) > 2
+
+    def _choose_cuts(self) -> tuple[int, ...]:
+        num_parts = self.ranks.num_ranks if self.compute.sharding == "optimizer" else 1
+        return self.layout.cuts(num_parts, whole_matrices=self.recipe.optimizer == "muon")
+
+    def _choose_part(self) -> slice:
+        """Return this rank's part of the flat buffers: all of them, if they are not sharded."""
+        part = part_of(self.ranks.rank, self.ranks.num_ranks, self.compute.reduction) if self._is_sharded else 0
+        return slice(self._cuts[part], self._cuts[part + 1])
+
+    def _add_own(self, micro_batches: np.ndarray) -> Tensor:
+        """Return the sum of this rank's contributions, flat, with the tail."""
         first = self.ranks.rank * micro_batches.shape[0]
         self._losses.clear()
         for index, windows in enumerate(micro_batches, start=first):
             self._sum.add(self._contribution(windows, index))
-        total = self._sum.take()
-        total[self.layout.num_elements + 1] = float(stop)
-        sum_over_ranks(total, self.ranks, self.compute.reduction)
-        return total
+        return self._sum.take()
+
+    def _add_over_ranks(self, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (this rank's part of the summed gradient, the norms of all its chunks, the summed tail)."""
+        gradient, tail = total[: self.layout.num_elements], total[self.layout.num_elements :]
+        if not self._is_sharded:
+            sum_over_ranks(total, self.ranks, self.compute.reduction)
+            return gradient, chunk_norms(gradient), tail
+        gradient = scatter_sum(gradient, self._cuts, self.ranks, self.compute.reduction)
+        shared = torch.cat((tail, tail.new_zeros(self.layout.num_chunks)))
+        tail, norms = shared[:TAIL_ELEMENTS], shared[TAIL_ELEMENTS:]
+        # Each norm is one rank's number and zeros of the others', so that adding them is exact.
+        norms[self._part.start // CHUNK_ELEMENTS : self._part.stop // CHUNK_ELEMENTS] = chunk_norms(gradient)
+        sum_over_ranks(shared, self.ranks, self.compute.reduction)
+        return gradient, norms, tail
 
     def _contribution(self, windows: np.ndarray, index: int) -> list[Tensor]:
         """Return one micro-batch's own gradients and, last, its loss."""
         if self.shape.dropout:
-            torch.manual_seed(_dropout_key(self.seed, self.step, index))
-        ids = torch.from_numpy(windows).to(self.compute.device, non_blocking=True)
+            torch.manual_seed(dropout_key(self.seed, self.step, index))
+        ids = torch.from_numpy(unmasked(windows)).to(self.compute.device, non_blocking=True)
         for parameter in self._parameters:
             parameter.grad = None  # adding into what is there would round by it
-        loss = next_token_loss(self._hidden(ids[:, :-1]), self.model.wte.weight, ids[:, 1:])
+        loss = self._loss(ids, target_rows(windows))
         loss.backward()
         self._losses.append(loss.detach())
         return [*(_gradient(parameter) for parameter in self._parameters), loss.detach()]
 
-    def _contribution_views(self, buffer: Tensor) -> list[Tensor]:
-        return [*(span.view(buffer) for span in self.layout.spans), buffer[self.layout.num_elements]]
+    def _loss(self, ids: Tensor, rows: np.ndarray | None) -> Tensor:
+        """Return the loss of a micro-batch over the targets in these rows, over all of them without rows."""
+        hidden_BTC, head, targets_BT = self._hidden(ids[:, :-1]), self.model.wte.weight, ids[:, 1:]
+        if rows is None:
+            return next_token_loss(hidden_BTC, head, targets_BT)
+        return masked_next_token_loss(hidden_BTC, head, targets_BT, torch.from_numpy(rows).to(ids.device))
 
-    def _flat_buffer(self, extra_elements: int = 0) -> Tensor:
-        return torch.zeros(self.layout.num_elements + extra_elements, device=self.compute.device)
+    def _contribution_views(self, buffer: Tensor) -> list[Tensor]:
+        return [*(span.view(buffer) for span in self.layout.spans), buffer[self.layout.num_elements + _LOSS]]
+
+    def _flat_buffer(self, dtype: torch.dtype, extra_elements: int = 0) -> Tensor:
+        return torch.zeros(self.layout.num_elements + extra_elements, dtype=dtype, device=self.compute.device)
 
     def _refresh_computed(self) -> None:
-        if self._computed is not self._weights:
-            self._computed.copy_(self._weights)
+        """Bring what the model computes with up to the master weights, those of the other ranks included."""
+        if self.compute.dtype != torch.float32:
+            self._computed[self._part].copy_(self._masters)
+        if self._is_sharded:
+            gather_parts(self._computed, self._cuts, self.ranks, self.compute.reduction)
+
+    def _whole(self, part: Tensor) -> Tensor:
+        """Return the flat buffer of which each rank holds a part, gathered in memory that the next step uses."""
+        if not self._is_sharded:
+            return part
+        whole = self._sum.scratch()[: self.layout.num_elements]
+        whole[self._part] = part
+        gather_parts(whole, self._cuts, self.ranks, self.compute.reduction)
+        return whole
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
@@ -226,13 +276,3 @@ def _place_parameters(model: GPT, layout: Layout, flat: Tensor) -> None:
     for span in layout.spans:
         owner, _, name = span.name.rpartition(".")
         setattr(model.get_submodule(owner), name, nn.Parameter(span.view(flat)))
-
-
-def _dropout_key(seed: int, step: int, micro_batch: int) -> int:
-    digest = hashlib.sha256(f"dropout/{seed}/{step}/{micro_batch}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") & (2**63 - 1)
-
-
-def _make_cuda_deterministic() -> None:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(mode=True)

@@ -2,15 +2,18 @@
 
 A step has K micro-batches, the leaves of one binary tree.  A rank adds its aligned slice of
 them as a binary counter does (``TreeSum``); the ranks then add their subtrees by recursive
-halving with the nearest partner first and share the result by recursive doubling
-(``sum_over_ranks``), which is the upper part of the same tree at the traffic of a ring
-all-reduce, 2 (W - 1) / W of the buffer a rank.  Floating-point addition is commutative, so
-who adds to whom is free; only the association is fixed.
+halving with the nearest partner first, after which each holds one part of the sum
+(``scatter_sum``), and share the parts by recursive doubling (``gather_parts``).  Both together
+(``sum_over_ranks``) are the upper part of the same tree at the traffic of a ring all-reduce,
+2 (W - 1) / W of the buffer a rank.  Floating-point addition is commutative, so who adds to
+whom is free; only the association is fixed, and where the parts are cut changes no bit.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -69,6 +72,12 @@ class TreeSum:
         self._free.append((buffer, tensors))
         return buffer
 
+    def scratch(self) -> Tensor:
+        """Return a buffer for other use, valid until the next ``add``."""
+        if not self._free:
+            self._free.append(self._new_buffer())
+        return self._free[-1][0]
+
     def _push(self, level: int, buffer: Tensor, tensors: list[Tensor]) -> None:
         while self._stack and self._stack[-1][0] == level > 0:
             _, below, below_tensors = self._stack.pop()
@@ -93,52 +102,105 @@ def sum_over_ranks(buffer: Tensor, ranks: Ranks, reduction: Reduction) -> None:
     if reduction == "fast":
         dist.all_reduce(buffer, group=ranks.group)
         return
-    scratch = torch.empty(min(BUCKET_ELEMENTS, buffer.numel()), dtype=buffer.dtype, device=buffer.device)
-    for bucket in buffer.split(BUCKET_ELEMENTS):
-        _halve(bucket, scratch, ranks)
-        _double(bucket, ranks)
+    count = buffer.numel()
+    cuts = [count * part // ranks.num_ranks for part in range(ranks.num_ranks + 1)]
+    scatter_sum(buffer, cuts, ranks, reduction)
+    gather_parts(buffer, cuts, ranks, reduction)
 
 
-def _halve(bucket: Tensor, scratch: Tensor, ranks: Ranks) -> None:
-    """Reduce-scatter: after it, this rank's span of the bucket is summed over all ranks."""
-    distance = 1
-    start, stop = 0, bucket.numel()
+def add_over_ranks(values: np.ndarray, ranks: Ranks, device: torch.device) -> np.ndarray:
+    """Return the sum of a few numbers over the ranks, on every rank; exact where all but one rank's are zeros."""
+    if ranks.num_ranks == 1:
+        return values
+    tensor = torch.from_numpy(values).to(device)
+    dist.all_reduce(tensor, group=ranks.group)
+    return tensor.cpu().numpy()
+
+
+def part_of(rank: int, num_ranks: int, reduction: Reduction) -> int:
+    """Return the number of the part a rank ends with: in exact mode the rank's bits backwards.
+
+    The lowest bit decides first, and decides about the largest halves.
+    """
+    if reduction == "fast":
+        return rank
+    part, num_bits = 0, num_ranks.bit_length() - 1
+    for bit in range(num_bits):
+        part |= (rank >> bit & 1) << (num_bits - 1 - bit)
+    return part
+
+
+def scatter_sum(buffer: Tensor, cuts: Sequence[int], ranks: Ranks, reduction: Reduction) -> Tensor:
+    """Return a view of this rank's part of the buffer, now summed over the ranks; the rest is undefined.
+
+    Args:
+        buffer: Contiguous and flat, of one length on all ranks.
+        cuts: Where part i begins and, at i + 1, ends; num_ranks + 1 rising positions.
+        ranks: This process among its peers.
+        reduction: As for ``sum_over_ranks``.
+    """
+    mine = part_of(ranks.rank, ranks.num_ranks, reduction)
+    if reduction == "fast":
+        for rank in range(ranks.num_ranks):
+            dist.reduce(buffer[cuts[rank] : cuts[rank + 1]], group=ranks.group, group_dst=rank)
+        return buffer[cuts[mine] : cuts[mine + 1]]
+    scratch = buffer.new_empty(min(BUCKET_ELEMENTS, buffer.numel()))
+    for partner, kept, sent in _halvings(cuts, ranks):
+        _exchange(_buckets(buffer[sent]), _buckets(buffer[kept]), partner, ranks, scratch)
+    return buffer[cuts[mine] : cuts[mine + 1]]
+
+
+def gather_parts(buffer: Tensor, cuts: Sequence[int], ranks: Ranks, reduction: Reduction) -> None:
+    """Fill the buffer with every rank's part of it: the exchanges of ``scatter_sum`` backwards."""
+    if reduction == "fast":
+        buffer = buffer.view(torch.uint8)  # gloo broadcasts no bf16
+        cuts = [cut * buffer.numel() // cuts[-1] for cut in cuts]
+        for rank in range(ranks.num_ranks):
+            dist.broadcast(buffer[cuts[rank] : cuts[rank + 1]], group=ranks.group, group_src=rank)
+        return
+    for partner, held, missing in reversed(_halvings(cuts, ranks)):
+        _exchange(_buckets(buffer[held]), _buckets(buffer[missing]), partner, ranks)
+
+
+def _halvings(cuts: Sequence[int], ranks: Ranks) -> list[tuple[int, slice, slice]]:
+    """Return (partner, span kept, span sent) of each halving; partners cut at the same place."""
+    halvings = []
+    first, last, distance = 0, ranks.num_ranks, 1
     while distance < ranks.num_ranks:
-        kept, sent = _halves(start, stop, keep_lower=not ranks.rank & distance)
-        received = scratch[: kept[1] - kept[0]]
-        _exchange(bucket[slice(*sent)], received, ranks.rank ^ distance, ranks)
-        bucket[slice(*kept)].add_(received)
-        start, stop = kept
+        middle = (first + last) // 2
+        lower, upper = (first, middle), (middle, last)
+        kept, sent = (upper, lower) if ranks.rank & distance else (lower, upper)
+        spans = [slice(cuts[start], cuts[stop]) for start, stop in (kept, sent)]
+        halvings.append((ranks.rank ^ distance, *spans))
+        first, last = kept
         distance *= 2
+    return halvings
 
 
-def _double(bucket: Tensor, ranks: Ranks) -> None:
-    """All-gather: the exchanges of ``_halve`` backwards, each rank sending what it holds."""
-    spans = [(0, bucket.numel())]
-    distance = 1
-    while distance < ranks.num_ranks:
-        spans.append(_halves(*spans[-1], keep_lower=not ranks.rank & distance)[0])
-        distance *= 2
-    for whole, held in zip(spans[-2::-1], spans[:0:-1], strict=True):
-        distance //= 2
-        missing = (held[1], whole[1]) if held[0] == whole[0] else (whole[0], held[0])
-        _exchange(bucket[slice(*held)], bucket[slice(*missing)], ranks.rank ^ distance, ranks)
+def _buckets(span: Tensor) -> tuple[Tensor, ...]:
+    return span.split(BUCKET_ELEMENTS)
 
 
-def _halves(start: int, stop: int, *, keep_lower: bool) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return (kept, sent) spans; partners hold equal [start, stop), so both cut at the same place."""
-    middle = (start + stop) // 2
-    lower, upper = (start, middle), (middle, stop)
-    return (lower, upper) if keep_lower else (upper, lower)
+def _exchange(
+    sent: Sequence[Tensor], received: Sequence[Tensor], partner: int, ranks: Ranks, scratch: Tensor | None = None
+) -> None:
+    """Send some tensors and receive others, a pair at a time; with ``scratch``, add what is received."""
+    for out, into in zip_longest(sent, received):
+        if scratch is None or into is None:
+            _send_and_receive(out, into, partner, ranks)
+        else:
+            landing = scratch[: into.numel()]
+            _send_and_receive(out, landing, partner, ranks)
+            into.add_(landing)
 
 
-def _exchange(sent: Tensor, received: Tensor, partner: int, ranks: Ranks) -> None:
+def _send_and_receive(sent: Tensor | None, received: Tensor | None, partner: int, ranks: Ranks) -> None:
     if ranks.group is not None:
         partner = dist.get_global_rank(ranks.group, partner)
     operations = [
-        dist.P2POp(dist.isend, sent, partner, ranks.group),
-        dist.P2POp(dist.irecv, received, partner, ranks.group),
+        dist.P2POp(operation, tensor, partner, ranks.group)
+        for operation, tensor in ((dist.isend, sent), (dist.irecv, received))
+        if tensor is not None and tensor.numel()
     ]
-    operations = [operation for operation in operations if operation.tensor.numel()]
     for work in dist.batch_isend_irecv(operations) if operations else ():
         work.wait()

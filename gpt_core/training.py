@@ -6,72 +6,37 @@ often the run was stopped, killed and resumed on the way.
 """
 
 import math
-import resource
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from gpt_core import checkpoint, early_stopping
+from gpt_core import checkpoint
 from gpt_core.checkpoint import Description
 from gpt_core.checkpoint_writer import CheckpointWriter
 from gpt_core.errors import ResourceError, RunFailedError
-from gpt_core.learner import Compute, Learner, StepReport
-from gpt_core.masked_windows import num_targets
-from gpt_core.order import Cells
-from gpt_core.precision import choose_dtype, peak_flops
+from gpt_core.fully_sharded import FullyShardedLearner
+from gpt_core.held_out import HeldOut
+from gpt_core.learner import Learner
+from gpt_core.observer import Metrics, Observer, Silence
+from gpt_core.precision import choose_dtype
 from gpt_core.prefetch import Prefetcher
-from gpt_core.reduction import Ranks
+from gpt_core.reduction import Ranks, add_over_ranks
 from gpt_core.schedule import learning_rate_share
 from gpt_core.sole_writer import sole_writer
 from gpt_core.starting_weights import load_starting_weights
+from gpt_core.step import NO_VOTES, Compute, StepReport, Votes
+from gpt_core.step_metrics import Pace, StepMetrics
+from gpt_core.step_windows import StepWindows
 from gpt_core.supervised_corpus import open_corpus
 from gpt_core.training_plan import TrainingPlan, check_ranks, check_resume, check_vocabulary
-
-Metrics = dict[str, float]
-
-# A loss is smoothed over about 50 steps; a spike is looked for once the mean means something.
-SMOOTHING = 0.98
-STEPS_BEFORE_SPIKES = 50
 
 # A worker outlives its killed driver by about two seconds, or by a checkpoint under way.
 LOCK = ".writer"
 LOCK_PATIENCE_SECONDS = 60.0
-
-
-class Observer(Protocol):
-    """What the loop tells its caller."""
-
-    def on_metrics(self, step: int, tokens: int, metrics: Metrics) -> None:
-        """Take the metrics after a step; called on every rank, with equal loss, norm and rate."""
-
-    def on_checkpoint(self, path: Path, step: int, metrics: Metrics) -> None:
-        """Take a checkpoint that is committed; called on rank 0 alone, on the training thread."""
-
-    def should_stop(self) -> bool:
-        """Say whether to checkpoint and return; asked before each step, one rank's yes is enough."""
-        ...
-
-
-class Silence:
-    """An observer that does nothing."""
-
-    def on_metrics(self, step: int, tokens: int, metrics: Metrics) -> None:
-        """Do nothing."""
-
-    def on_checkpoint(self, path: Path, step: int, metrics: Metrics) -> None:
-        """Do nothing."""
-
-    def should_stop(self) -> bool:
-        """Never stop."""
-        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,39 +75,6 @@ def train(plan: TrainingPlan, ranks: Ranks | None = None, observer: Observer | N
         return run.finish()
 
 
-def replay(run_folder: str, step: int, ranks: Ranks | None = None, corpus: str | None = None) -> StepReport:
-    """Recompute one step of a finished or unfinished run from the nearest checkpoint before it.
-
-    Returns the loss and norm that were logged for it, bit for bit in exact mode; writes nothing.
-
-    Args:
-        run_folder: Output folder of the run.
-        step: Step to recompute, counted from 1 as it was logged.
-        ranks: This process among its peers.
-        corpus: Folder of the corpus, where it has moved.
-
-    Raises:
-        CheckpointError: The folder has no checkpoint.
-    """
-    newest = checkpoint.load(run_folder)
-    values = newest.description.settings
-    plan = TrainingPlan.from_dict(values | {"output": run_folder, "corpus": corpus or values["corpus"]})
-    run = Run(plan, ranks or Ranks(), Silence())
-    run.resume(before=step)
-    report: StepReport | None = None
-    with run.batches(stop_step=step) as batches:
-        while run.learner.step < step:
-            report = run.take_step(batches.take()[0], stop=False)
-    if report is None:
-        raise RunFailedError(run_folder, f"step {step}", "a step of 1 or more", "name one that was logged")
-    return report
-
-
-def replay_rank(ranks: Ranks, run_folder: str, step: int, corpus: str | None) -> StepReport:
-    """Call ``replay`` as one rank of several."""
-    return replay(run_folder, step, ranks, corpus)
-
-
 class Run:
     """One rank's part of a training run."""
 
@@ -155,18 +87,17 @@ class Run:
         self.corpus = open_corpus(plan.corpus, "train")
         tokenizer = self.corpus.manifest.tokenizer
         check_vocabulary(plan.shape, tokenizer.name, tokenizer.vocabulary_size)
-        self.order = self.corpus.order(plan.seed, plan.window_tokens, plan.batch_sequences)
+        self.windows = StepWindows(plan, ranks, self.corpus)
         self.device = _choose_device(plan)
         dtype = choose_dtype(plan.precision, self.device)
         # "auto" may mean another dtype elsewhere: what it meant here is what checkpoints remember.
         self.plan = replace(plan, precision="bf16" if dtype == torch.bfloat16 else "fp32")
-        compute = Compute(self.device, dtype, plan.reduction, plan.compiled)
-        self.learner = Learner(plan.shape, plan.recipe, plan.seed, compute, ranks)
-        self.validation = self._validation_windows()
+        self.learner = _make_learner(self.plan, self.device, dtype, ranks)
+        self.held_out = HeldOut(plan, self.corpus.manifest.splits, ranks, self.device)
         self.writer = CheckpointWriter(plan.output, plan.keep_checkpoints, observer.on_checkpoint)
+        self.metrics = StepMetrics(plan, self.device, ranks.num_ranks)
         self.total_tokens = plan.tokens_after(plan.num_steps)
         self.tokens = 0
-        self.metrics: Metrics = {}
         self._next_checkpoint_seconds = time.monotonic() + (plan.checkpoint_every_seconds or math.inf)
 
     def resume(self, before: int | None = None) -> None:
@@ -181,7 +112,7 @@ class Run:
         check_resume(str(path), self._identity_of(found.description), self._identity())
         self.learner.load_weights(found.weights).load_optimizer_state(found.load_optimizer(), found.step)
         self.tokens = found.description.tokens
-        self.metrics = dict(found.description.metrics)
+        self.metrics.last = dict(found.description.metrics)
 
     def _begin(self) -> None:
         """Take the weights of step 0: the seed's, or those of a checkpoint."""
@@ -207,7 +138,7 @@ class Run:
         return TrainingSummary(
             step=self.learner.step,
             tokens=self.tokens,
-            metrics=self.metrics,
+            metrics=self.metrics.last,
             checkpoint=self._newest_path(),
             resumed_from=first_step,
             stopped=not self.is_over,
@@ -216,101 +147,50 @@ class Run:
     @property
     def is_over(self) -> bool:
         """Whether no step is left, or patience has run out."""
-        return self.plan.is_over(self.learner.step, self.metrics)
+        return self.plan.is_over(self.learner.step, self.metrics.last)
 
-    @contextmanager
-    def batches(self, stop_step: int) -> Iterator[Prefetcher]:
-        """Yield this rank's micro-batches, step by step, from the learner's step on."""
-        tokens = {"at": self.tokens}
+    def batches(self, stop_step: int) -> AbstractContextManager[Prefetcher]:
+        """Give this rank's micro-batches, step by step, from the learner's step on."""
+        return self.windows.ahead(self.tokens, self.learner.step, stop_step)
 
-        def make(_: int) -> np.ndarray:
-            rows = self._rows(tokens["at"])
-            tokens["at"] += self._step_tokens(tokens["at"])
-            windows = self._read(rows)
-            return windows.reshape(-1, self.plan.micro_batch_sequences, windows.shape[1])
-
-        with Prefetcher(make, self.learner.step, stop_step) as prefetcher:
-            yield prefetcher
-
-    def take_step(self, micro_batches: np.ndarray, *, stop: bool) -> StepReport:
+    def take_step(self, micro_batches: np.ndarray, votes: Votes = NO_VOTES) -> StepReport:
         """Train one step; on failure say where and what to go back to."""
-        tokens = self.tokens + self._step_tokens(self.tokens)
-        share = learning_rate_share(self.plan.recipe, tokens, self.total_tokens)
         try:
-            report = self.learner.take_step(micro_batches, share, stop=stop)
+            report = self.learner.take_step(micro_batches, self._learning_rate_share(), votes)
         except RunFailedError as error:
             raise self._failure(self.learner.step + 1, self.tokens, error.found, error.expected) from error
-        self.tokens = tokens
+        self.tokens += self.windows.step_tokens(self.tokens)
         return report
+
+    def _learning_rate_share(self) -> float:
+        """Return the share of the peak rate for the next step."""
+        tokens = self.tokens + self.windows.step_tokens(self.tokens)
+        return learning_rate_share(self.plan.recipe, tokens, self.total_tokens)
 
     def _train_one(self, batches: Prefetcher) -> bool:
         """Train, evaluate, log and checkpoint one step; return whether to stop."""
-        start, tokens = time.perf_counter(), self.tokens
-        share = learning_rate_share(self.plan.recipe, tokens + self._step_tokens(tokens), self.total_tokens)
+        start, tokens, share = time.perf_counter(), self.tokens, self._learning_rate_share()
         micro_batches, waited_seconds = batches.take()
-        report = self.take_step(micro_batches, stop=self.observer.should_stop())
+        report = self.take_step(micro_batches, self._votes())
         seconds = time.perf_counter() - start
-        self._guard_against_spikes(report.loss, tokens)
-        self.metrics = self._step_metrics(report, share, (self.tokens - tokens) / seconds)
-        self.metrics["data_wait_share"] = waited_seconds / seconds
-        if self._is_due(self.plan.evaluate_every_steps) and len(self.validation):
-            self._evaluate()
-        self.observer.on_metrics(self.learner.step, self.tokens, dict(self.metrics))
+        if expected := self.metrics.leap(self.learner.step, report.loss):
+            raise self._failure(self.learner.step, tokens, f"loss {report.loss:.4f}", expected)
+        self.metrics.take(report, share, Pace((self.tokens - tokens) / seconds, waited_seconds / seconds))
+        if self._is_due(self.plan.evaluate_every_steps) and len(self.held_out):
+            self.metrics.take_validation_loss(self.held_out.loss(self.learner.window_losses))
+        self.observer.on_metrics(self.learner.step, self.tokens, dict(self.metrics.last))
         self.writer.poll()
-        if self._checkpoint_is_due():
+        if report.save_votes or self._is_due_by_steps() or self.metrics.are_best:
             self._checkpoint()
         return report.stop_votes > 0
 
-    def _evaluate(self) -> None:
-        self.metrics["validation_loss"] = loss = self.validation_loss()
-        if self.plan.patience_evaluations is not None:
-            self.metrics |= early_stopping.after_evaluation(self.metrics, loss)
-
-    def validation_loss(self) -> float:
-        """Return the mean loss over the held-out windows, the same bits on any number of ranks."""
-        sums = np.zeros(len(self.validation))
-        size = self.plan.micro_batch_sequences
-        for number, start in enumerate(range(0, len(sums), size)):
-            if number % self.ranks.num_ranks == self.ranks.rank:
-                sums[start : start + size] = self.learner.window_losses(self.validation[start : start + size])
-        # Each sum is one rank's number and zeros of the others', so that adding them is exact.
-        total = math.fsum(self._add_over_ranks(sums))
-        return total / num_targets(self.validation)
-
-    def _add_over_ranks(self, values: np.ndarray) -> np.ndarray:
-        if self.ranks.num_ranks == 1:
-            return values
-        tensor = torch.from_numpy(values).to(self.device)
-        dist.all_reduce(tensor, group=self.ranks.group)
-        return tensor.cpu().numpy()
-
-    def _step_metrics(self, report: StepReport, share: float, tokens_per_second: float) -> Metrics:
-        smoothed = self.metrics.get("smoothed_loss", report.loss)
-        metrics = {
-            "loss": report.loss,
-            "smoothed_loss": SMOOTHING * smoothed + (1 - SMOOTHING) * report.loss,
-            "grad_norm": report.grad_norm,
-            "learning_rate": self.plan.recipe.learning_rate * share,
-            "tokens_per_second": tokens_per_second,
-            "peak_memory_bytes": float(_peak_memory_bytes(self.device)),
-            **early_stopping.carried(self.metrics),
-        }
-        peak = peak_flops(self.device)
-        if peak is not None:
-            flops = tokens_per_second * self.plan.shape.flops_a_token(self.plan.window_tokens)
-            metrics["mfu_palm"] = flops / (peak * self.ranks.num_ranks)
-        return metrics
-
-    def _guard_against_spikes(self, loss: float, tokens_before: int) -> None:
-        step, limit = self.learner.step, self.plan.max_loss_rise
-        smoothed = self.metrics.get("smoothed_loss", loss)
-        if limit is None or step <= STEPS_BEFORE_SPIKES or loss <= smoothed + limit:
-            return
-        expected = f"at most {limit} above the smoothed loss {smoothed:.4f}"
-        raise self._failure(step, tokens_before, f"loss {loss:.4f}", expected)
+    def _votes(self) -> Votes:
+        # By the clock rank 0 alone decides, and tells the others, whose part of the state it may need.
+        save = self.ranks.rank == 0 and time.monotonic() >= self._next_checkpoint_seconds
+        return Votes(self.observer.should_stop(), save)
 
     def _failure(self, step: int, tokens_before: int, found: str, expected: str) -> RunFailedError:
-        rows = self._rows(tokens_before)
+        rows = self.windows.rows(tokens_before)
         bad = [index for index, loss in enumerate(self.learner.micro_losses) if not math.isfinite(loss)]
         if bad:
             size = self.plan.micro_batch_sequences
@@ -329,19 +209,20 @@ class Run:
         step = self.learner.step
         return step == self.plan.num_steps or (every_steps is not None and step % every_steps == 0)
 
-    def _checkpoint_is_due(self) -> bool:
-        # By the clock rank 0 alone decides, which alone writes; no result depends on when.
-        by_steps = self.plan.checkpoint_every_steps is not None and self._is_due(self.plan.checkpoint_every_steps)
-        is_kept = self.plan.patience_evaluations is not None and early_stopping.is_best(self.metrics)
-        return by_steps or is_kept or time.monotonic() >= self._next_checkpoint_seconds
+    def _is_due_by_steps(self) -> bool:
+        return self.plan.checkpoint_every_steps is not None and self._is_due(self.plan.checkpoint_every_steps)
 
     def _checkpoint(self) -> None:
         self._next_checkpoint_seconds = time.monotonic() + (self.plan.checkpoint_every_seconds or math.inf)
-        if self.ranks.rank != 0:
+        if self.ranks.rank == 0:
+            self.writer.begin(self._description(), *self.learner.snapshot())
+        else:
+            self.learner.join_snapshot()
             self.writer.last_step = self.learner.step
-            return
+
+    def _description(self) -> Description:
         tokenizer = self.corpus.manifest.tokenizer
-        description = Description(
+        return Description(
             step=self.learner.step,
             tokens=self.tokens,
             shape=self.plan.shape,
@@ -354,13 +235,12 @@ class Run:
                 "vocabulary_size": tokenizer.vocabulary_size,
                 "end_of_text": tokenizer.end_of_text,
             },
-            metrics=dict(self.metrics),
+            metrics=dict(self.metrics.last),
         )
-        self.writer.begin(description, *self.learner.snapshot())
 
     def _wait_for_writer(self) -> None:
         self.writer.wait()
-        self._add_over_ranks(np.zeros(1))  # no rank returns before the checkpoint is committed
+        add_over_ranks(np.zeros(1), self.ranks, self.device)  # no rank returns before the checkpoint is committed
 
     def _newest_path(self) -> Path | None:
         paths = checkpoint.list_paths(self.plan.output)
@@ -369,7 +249,8 @@ class Run:
     def _agreed_path(self, before: int | None) -> Path | None:
         """Return rank 0's choice of checkpoint on every rank: folders may look different elsewhere."""
         found = checkpoint.load_newest(self.plan.output, before) if self.ranks.rank == 0 else None
-        step = self._add_over_ranks(np.array([found.step + 1.0 if found else 0.0]))[0]
+        told = np.array([found.step + 1.0 if found else 0.0])
+        (step,) = add_over_ranks(told, self.ranks, self.device)
         return checkpoint.path_of(self.plan.output, int(step) - 1) if step else None
 
     def _identity(self) -> dict[str, object]:
@@ -380,37 +261,6 @@ class Run:
         plan = TrainingPlan.from_dict(description.settings)
         precision = {"train.precision": plan.precision}
         return {"corpus_digest": description.corpus_digest, **plan.identity(), **precision}
-
-    def _step_tokens(self, tokens: int) -> int:
-        return self.plan.ramp.micro_batches_at(tokens) * self.plan.micro_batch_tokens
-
-    def _rows(self, tokens: int) -> np.ndarray:
-        """Return this rank's rows of the step after ``tokens``, counted over the whole run."""
-        num_rows = self._step_tokens(tokens) // self.plan.window_tokens
-        share = num_rows // self.ranks.num_ranks
-        start = tokens // self.plan.window_tokens + self.ranks.rank * share
-        return np.arange(start, start + share)
-
-    def _read(self, rows: np.ndarray) -> np.ndarray:
-        """Return the windows of rows of the whole run; a ramped step may cross the order's steps."""
-        steps, rows_of_step = np.divmod(rows, self.plan.batch_sequences)
-        pieces = [self.corpus.batch(self.order, int(s), rows_of_step[steps == s]) for s in np.unique(steps)]
-        return np.concatenate(pieces)
-
-    def _validation_windows(self) -> np.ndarray:
-        """Return evenly spaced windows of the held-out split, int64 [n, T + 1]; none where there is none."""
-        if "validation" not in self.corpus.manifest.splits:
-            if self.plan.evaluate_every_steps is not None and self.ranks.rank == 0:
-                warnings.warn(f"{self.plan.corpus} has no validation split: no validation loss", stacklevel=2)
-            return np.zeros((0, self.plan.window_tokens + 1), np.int64)
-        held_out = open_corpus(self.plan.corpus, "validation")
-        cells = held_out.every_window(self.plan.window_tokens)
-        count = min(self.plan.evaluate_sequences, len(cells))
-        chosen = np.arange(count) * len(cells) // max(count, 1)
-        cells = Cells(cells.sources[chosen], cells.epochs[chosen], cells.windows[chosen])
-        windows = held_out.windows(cells, self.plan.window_tokens)
-        held_out.close()
-        return windows
 
 
 def _step_of(path: Path | None) -> int:
@@ -425,7 +275,17 @@ def _choose_device(plan: TrainingPlan) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _peak_memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _make_learner(
+    plan: TrainingPlan, device: torch.device, dtype: torch.dtype, ranks: Ranks
+) -> Learner | FullyShardedLearner:
+    compute = Compute(
+        device,
+        dtype,
+        plan.reduction,
+        plan.compiled,
+        plan.sharding,
+        activation_checkpointing=plan.activation_checkpointing,
+    )
+    # One rank alone has nothing to shard, and no process group to do it in.
+    kind = FullyShardedLearner if plan.sharding == "full" and ranks.num_ranks > 1 else Learner
+    return kind(plan.shape, plan.recipe, plan.seed, compute, ranks)

@@ -14,6 +14,7 @@ from gpt_core.presets import ModelShape
 from gpt_core.schedule import BatchRamp, Recipe, is_power_of_two
 
 Reduction = Literal["exact", "fast"]
+Sharding = Literal["none", "optimizer", "full"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class TrainingPlan:
 
     Raises:
         SettingsError: A window longer than the model's positions, or micro-batches that do not
-            divide the batch.
+            divide the batch, or a sharding that cannot do what else is asked for.
     """
 
     corpus: str
@@ -38,6 +39,10 @@ class TrainingPlan:
     """Sequences of the first steps, doubling up to batch_sequences over ramp_tokens; None = no ramp."""
     ramp_tokens: int = 0
     reduction: Reduction = "exact"
+    sharding: Sharding = "none"
+    """What each rank keeps a part of only: the optimizer's state, or that and the weights."""
+    activation_checkpointing: bool = False
+    """Keep each block's input alone for the backward pass, and compute the rest of the block again."""
     device: Literal["cpu", "gpu"] = "cpu"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compiled: bool = False
@@ -78,6 +83,7 @@ class TrainingPlan:
                     f"a divisor of {name}, {count}",
                     "choose one",
                 )
+        check_sharding(self.sharding, self.reduction, self.recipe.optimizer)
 
     @property
     def num_micro_batches(self) -> int:
@@ -200,6 +206,30 @@ def check_resume(path: str, old: dict[str, Any], new: dict[str, Any]) -> None:
             f"a run begun with {name} {before!r}",
             f"the {after!r} of this run",
             f"set {name} back, or choose another output folder",
+        )
+
+
+def check_sharding(sharding: Sharding, reduction: Reduction, optimizer: str) -> None:
+    """Refuse to shard the weights themselves where that cannot be had with the rest.
+
+    Raises:
+        SettingsError: With exact reduction, or with Muon.
+    """
+    if sharding != "full":
+        return
+    if reduction == "exact":
+        raise SettingsError(
+            "train.sharding",
+            "full with reduction exact",
+            "reduction fast: the library sums gradients layer by layer, in an order that depends on the workers",
+            "set train.reduction to fast, or train.sharding to optimizer, which is exact",
+        )
+    if optimizer == "muon":
+        raise SettingsError(
+            "train.sharding",
+            "full with recipe.optimizer muon",
+            "adamw: Muon needs whole matrices, of which each worker then has some rows",
+            "set recipe.optimizer to adamw, or train.sharding to optimizer",
         )
 
 

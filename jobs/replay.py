@@ -16,7 +16,7 @@ def main(settings: ReplaySettings) -> str:
     """
     from gpt_core.history import logged_steps
     from gpt_core.local_ranks import run_on_ranks
-    from gpt_core.training import replay_rank
+    from gpt_core.recompute_step import replay_rank
 
     logged = logged_steps(settings.run)
     if settings.step not in logged:

@@ -18,8 +18,9 @@ import yaml
 from cluster import training
 from cluster.journal import Journal, read_all
 from gpt_core import checkpoint
+from gpt_core.observer import Silence
 from gpt_core.settings import PretrainJob
-from gpt_core.training import Silence, train
+from gpt_core.training import train
 from jobs.command_line.loader import load
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,18 +10,20 @@ import torch.distributed as dist
 from gpt_core.reduction import Ranks
 
 _CONTEXT = mp.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "gpt_core.learner"])
+# The optimizers import torch._dynamo when first made: three seconds a process.
+_CONTEXT.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "gpt_core.training"])
 
 
-def run_on_ranks(num_ranks, folder, function, *arguments, killed=False) -> list[Any]:
-    """Return [function(Ranks, *arguments) of rank 0, 1, ...]; function must be importable by its name.
+def run_on_ranks(num_ranks, folder, function, *arguments, killed=False, **options) -> list[Any]:
+    """Return [function(Ranks, *arguments, **options) of rank 0, 1, ...]; function must be importable by its name.
 
     killed: the processes are expected to die by SIGKILL, and each result is None.
     """
     meeting = Path(folder) / f"meeting-{num_ranks}-{len(list(Path(folder).iterdir()))}"
     queue = _CONTEXT.SimpleQueue()
+    call = (function, arguments, options)
     processes = [
-        _CONTEXT.Process(target=_body, args=(queue, Ranks(rank, num_ranks), str(meeting), function, arguments))
+        _CONTEXT.Process(target=_body, args=(queue, Ranks(rank, num_ranks), str(meeting), *call))
         for rank in range(num_ranks)
     ]
     for process in processes:
@@ -38,11 +40,11 @@ def run_on_ranks(num_ranks, folder, function, *arguments, killed=False) -> list[
     return [results[rank] for rank in range(num_ranks)]
 
 
-def _body(queue, ranks, meeting, function, arguments):
+def _body(queue, ranks, meeting, function, arguments, options):
     torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=ranks.rank, world_size=ranks.num_ranks)
-        result = function(ranks, *arguments)
+        result = function(ranks, *arguments, **options)
     except Exception as error:
         result = error
     queue.put((ranks.rank, result))

@@ -9,10 +9,11 @@ import pytest
 from cluster.journal import Journal
 from gpt_core import history
 from gpt_core.errors import CheckpointError, RunFailedError, SettingsError
+from gpt_core.observer import Silence
 from gpt_core.presets import ModelShape
 from gpt_core.schedule import Recipe
 from gpt_core.settings import CompareSettings, ReplaySettings
-from gpt_core.training import Silence, train
+from gpt_core.training import train
 from gpt_core.training_plan import TrainingPlan
 from jobs import compare, replay
 from tests.unit import tiny_corpus

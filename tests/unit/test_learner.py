@@ -1,16 +1,22 @@
 """Promises of gpt_core.learner and gpt_core.optimizer."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from gpt_core.errors import RunFailedError, SettingsError
-from gpt_core.learner import Compute, Learner
+from gpt_core.learner import Learner
 from gpt_core.model import GPT
 from gpt_core.presets import ModelShape
 from gpt_core.reduction import Ranks
 from gpt_core.schedule import Recipe
+from gpt_core.step import Compute, Votes
 from tests.unit.gloo_ranks import run_on_ranks
 
 SHAPE = ModelShape(2, 2, 24, 16, 67, dropout=0.1)
@@ -23,10 +29,10 @@ def micro_batches_of(step, shape=SHAPE, count=4):
     return generator.integers(0, shape.vocabulary_size, (count, 2, shape.num_positions + 1))
 
 
-def train_steps(ranks, num_steps, shape, recipe, dtype=torch.float32):
+def train_steps(ranks, num_steps, shape, recipe, **compute):
     """Train on a rank's share; return the digest and everything that is logged."""
     torch.set_num_threads(1)  # the bits of CPU kernels may depend on it, here and in the ranks' processes
-    learner = Learner(shape, recipe, 7, Compute(dtype=dtype), ranks).initialise()
+    learner = Learner(shape, recipe, 7, Compute(**compute), ranks).initialise()
     reports = []
     for step in range(num_steps):
         mine = np.array_split(micro_batches_of(step, shape), ranks.num_ranks)[ranks.rank]
@@ -34,17 +40,23 @@ def train_steps(ranks, num_steps, shape, recipe, dtype=torch.float32):
     return learner.digest(), reports
 
 
+def train_both_ways(ranks, num_steps, shape, recipe, **compute):
+    """Return what the training comes to with the state replicated and with it sharded."""
+    return [train_steps(ranks, num_steps, shape, recipe, sharding=way, **compute) for way in ("none", "optimizer")]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_moments_and_reports_are_the_same_bits_on_1_2_and_4_ranks(tmp_path, dtype):
-    alone = train_steps(Ranks(), 3, SHAPE, RECIPE, dtype)
+def test_weights_moments_and_reports_are_the_same_bits_on_1_2_and_4_ranks_sharded_or_not(tmp_path, dtype):
+    alone = train_steps(Ranks(), 3, SHAPE, RECIPE, dtype=dtype)
     for num_ranks in (2, 4):
-        assert run_on_ranks(num_ranks, tmp_path, train_steps, 3, SHAPE, RECIPE, dtype) == [alone] * num_ranks
+        found = run_on_ranks(num_ranks, tmp_path, train_both_ways, 3, SHAPE, RECIPE, dtype=dtype)
+        assert found == [[alone, alone]] * num_ranks
 
 
 def test_muon_is_the_same_bits_on_any_ranks_too(tmp_path):
     recipe = Recipe(optimizer="muon", learning_rate=1e-2)
     alone = train_steps(Ranks(), 2, SHAPE, recipe)
-    assert run_on_ranks(2, tmp_path, train_steps, 2, SHAPE, recipe) == [alone] * 2
+    assert run_on_ranks(2, tmp_path, train_both_ways, 2, SHAPE, recipe) == [[alone, alone]] * 2
 
 
 def test_other_seeds_steps_and_micro_batches_drop_other_units():
@@ -84,7 +96,7 @@ def test_a_step_is_that_of_plain_torch():
 
 def test_bf16_training_keeps_fp32_masters_and_stays_near_fp32():
     _, exact = train_steps(Ranks(), 5, STILL, RECIPE)
-    _, rough = train_steps(Ranks(), 5, STILL, RECIPE, torch.bfloat16)
+    _, rough = train_steps(Ranks(), 5, STILL, RECIPE, dtype=torch.bfloat16)
     assert [r.loss for r in rough] == pytest.approx([r.loss for r in exact], rel=1e-2)
     learner = Learner(STILL, RECIPE, 7, Compute(dtype=torch.bfloat16)).initialise()
     assert {w.dtype for w in learner.weights().values()} == {torch.float32}
@@ -104,7 +116,7 @@ def test_a_learner_restored_from_its_state_goes_on_bit_for_bit():
     for step in range(2):
         learner.take_step(micro_batches_of(step), 1.0)
     copy = Learner(SHAPE, RECIPE, 7)
-    copy.load_weights(learner.weights()).load_optimizer_state(learner.optimizer_state(), learner.step)
+    copy.load_weights(learner.weights()).load_optimizer_state(learner.snapshot().optimizer_state, learner.step)
     reports = [one.take_step(micro_batches_of(2), 0.5) for one in (learner, copy)]
     assert reports[0] == reports[1]
     assert learner.digest() == copy.digest()
@@ -120,8 +132,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_weights():
 
 
 def test_votes_to_stop_are_counted():
-    report = Learner(STILL, RECIPE, 7).initialise().take_step(micro_batches_of(0), 1.0, stop=True)
-    assert report.stop_votes == 1
+    report = Learner(STILL, RECIPE, 7).initialise().take_step(micro_batches_of(0), 1.0, Votes(stop=True))
+    assert (report.stop_votes, report.save_votes) == (1, 0)
 
 
 def test_a_step_of_three_micro_batches_is_refused_in_exact_mode_and_taken_in_fast():
@@ -150,3 +162,48 @@ def test_only_tensors_of_two_dimensions_decay():
     for name, weight in learner.weights().items():
         factor = 0.95 if weight.ndim >= 2 else 1.0
         torch.testing.assert_close(weight, before[name] * factor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activation_checkpointing_changes_no_bit_with_dropout_on(dtype):
+    plain, recomputed = (
+        train_steps(Ranks(), 3, SHAPE, RECIPE, dtype=dtype, activation_checkpointing=way) for way in (False, True)
+    )
+    assert recomputed == plain
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors made while it is on, and the most that were alive at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in filter(torch.is_tensor, tree_leaves(made)):
+            storage = tensor.untyped_storage()
+            if storage not in self._seen:
+                self._seen[storage] = True
+                self._count(storage.nbytes())
+                weakref.finalize(storage, self._count, -storage.nbytes())
+        return made
+
+    def _count(self, num_bytes):
+        self.now += num_bytes
+        self.peak = max(self.peak, self.now)
+
+
+def peak_bytes_of_a_micro_batch(shape, **compute):
+    """The most that is alive at once in a forward and backward pass, beyond weights and gradients."""
+    learner = Learner(shape, RECIPE, 7, Compute(**compute)).initialise()
+    with LiveBytes() as live:
+        learner.model.hidden(torch.zeros(4, shape.num_positions, dtype=torch.long)).sum().backward()
+    return live.peak - 4 * learner.layout.num_elements
+
+
+def test_activation_checkpointing_keeps_less_than_a_third_of_the_bytes():
+    shape = ModelShape(12, 2, 32, 128, 67)
+    plain, recomputed = (peak_bytes_of_a_micro_batch(shape, activation_checkpointing=way) for way in (False, True))
+    assert 0 < recomputed < plain / 3

@@ -8,13 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gpt_core import checkpoint, training
+from gpt_core import checkpoint, step_metrics, training
 from gpt_core.errors import CheckpointError, ResourceError, RunFailedError, SettingsError
+from gpt_core.learner import Learner
+from gpt_core.observer import Silence
 from gpt_core.presets import ModelShape
+from gpt_core.recompute_step import replay
 from gpt_core.reduction import Ranks
 from gpt_core.schedule import Recipe
 from gpt_core.sole_writer import sole_writer
-from gpt_core.training import Silence, replay, train
+from gpt_core.training import train
 from gpt_core.training_plan import TrainingPlan
 from tests.unit import tiny_corpus
 from tests.unit.gloo_ranks import run_on_ranks
@@ -221,8 +224,8 @@ def test_a_ramped_run_sees_each_row_once_and_counts_its_tokens(plan):
     run = training.Run(ramped, Ranks(), Silence())
     rows, tokens = [], 0
     for _ in range(NUM_STEPS):
-        rows += run._rows(tokens).tolist()
-        tokens += run._step_tokens(tokens)
+        rows += run.windows.rows(tokens).tolist()
+        tokens += run.windows.step_tokens(tokens)
     assert rows == list(range(summary.tokens // 8))
 
 
@@ -272,7 +275,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_its_steps_are_trained_ag
 
 
 def test_a_loss_that_leaps_stops_the_run_with_step_rows_and_last_checkpoint(plan, monkeypatch):
-    monkeypatch.setattr(training, "STEPS_BEFORE_SPIKES", 3)
+    monkeypatch.setattr(step_metrics, "STEPS_BEFORE_SPIKES", 3)
     calm = replace(plan, checkpoint_every_steps=1)
     with pytest.raises(RunFailedError, match=r"step 4, rows 24 to 31.*smoothed loss.*step-00000003"):
         train(replace(calm, max_loss_rise=-99.0))
@@ -281,9 +284,10 @@ def test_a_loss_that_leaps_stops_the_run_with_step_rows_and_last_checkpoint(plan
 def test_a_loss_that_is_no_number_names_the_rows(plan):
     run = training.Run(plan, Ranks(), Silence())
     run.resume()
+    assert isinstance(run.learner, Learner)
     run.learner.weights()["ln_f.bias"].fill_(float("nan"))
     with pytest.raises(RunFailedError, match="step 1, rows 0 to 1: found loss nan"), run.batches(1) as batches:
-        run.take_step(batches.take()[0], stop=False)
+        run.take_step(batches.take()[0])
 
 
 def test_a_vocabulary_that_is_not_the_corpuss_is_refused(plan):

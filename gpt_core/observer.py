@@ -1,0 +1,34 @@
+"""What the training loop tells its caller while it runs, and what it asks."""
+
+from pathlib import Path
+from typing import Protocol
+
+Metrics = dict[str, float]
+
+
+class Observer(Protocol):
+    """What the loop tells its caller."""
+
+    def on_metrics(self, step: int, tokens: int, metrics: Metrics) -> None:
+        """Take the metrics after a step; called on every rank, with equal loss, norm and rate."""
+
+    def on_checkpoint(self, path: Path, step: int, metrics: Metrics) -> None:
+        """Take a checkpoint that is committed; called on rank 0 alone, on the training thread."""
+
+    def should_stop(self) -> bool:
+        """Say whether to checkpoint and return; asked before each step, one rank's yes is enough."""
+        ...
+
+
+class Silence:
+    """An observer that does nothing."""
+
+    def on_metrics(self, step: int, tokens: int, metrics: Metrics) -> None:
+        """Do nothing."""
+
+    def on_checkpoint(self, path: Path, step: int, metrics: Metrics) -> None:
+        """Do nothing."""
+
+    def should_stop(self) -> bool:
+        """Never stop."""
+        return False
