@@ -15,15 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gpt_core.attention import causal_attention
 from gpt_core.errors import SettingsError
 from gpt_core.presets import INITIAL_SIGMA, ModelShape
 
 LAYER_NORM_EPSILON = 1e-5
 _TWICE_ROOT = 2 * math.sqrt(2 / math.pi)
-
-# The CPU's fused attention is slow backwards in bf16 on short windows: 12 x 4 heads of 64 x 32 take 10.2 ms forward
-# and backward, the same written out and compiled 3.3; 4 x 4 of 128 x 32 8.3 and 4.5 (one core without AMX, 2026-11-23).
-SHORT_WINDOW_TOKENS = 128
 
 
 class Attention(nn.Module):
@@ -41,36 +38,9 @@ class Attention(nn.Module):
         """Return what attention adds to the stream."""
         qkv = self.c_attn(x_BTC).unflatten(-1, (3, self.num_heads, -1))
         q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4)
-        out_BHTD = self._attend(q_BHTD, k_BHTD, v_BHTD)
-        return self.c_proj(out_BHTD.transpose(1, 2).flatten(2))
-
-    def _attend(self, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        if not dropout and self.band is None and _is_better_written_out(q_BHTD):
-            return written_out_attention(q_BHTD, k_BHTD, v_BHTD)
-        if self.band is None:
-            return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, dropout_p=dropout, is_causal=True)
-        mask_TT = band_mask(q_BHTD.shape[-2], self.band, q_BHTD.device)
-        return F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, attn_mask=mask_TT, dropout_p=dropout)
-
-
-def _is_better_written_out(q_BHTD: Tensor) -> bool:
-    is_short = q_BHTD.device.type == "cpu" and q_BHTD.shape[-2] <= SHORT_WINDOW_TOKENS
-    return is_short and q_BHTD.dtype == torch.bfloat16 and torch.compiler.is_compiling()
-
-
-def written_out_attention(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor) -> Tensor:
-    """Return causal attention as two products and a softmax in fp32, for the compiler to fuse what is between."""
-    mask_TT = band_mask(q_BHTD.shape[-2], q_BHTD.shape[-2], q_BHTD.device)
-    scores_BHTT = (q_BHTD @ k_BHTD.mT).float() / math.sqrt(q_BHTD.shape[-1])
-    return scores_BHTT.masked_fill(~mask_TT, -math.inf).softmax(-1).to(v_BHTD.dtype) @ v_BHTD
-
-
-def band_mask(num_positions: int, band: int, device: torch.device) -> Tensor:
-    """Return a bool [T, T] mask, True where position i sees j: i - band < j <= i."""
-    position = torch.arange(num_positions, device=device)
-    distance_TT = position[:, None] - position[None, :]
-    return (distance_TT >= 0) & (distance_TT < band)
+        out_BHTD = causal_attention(q_BHTD, k_BHTD, v_BHTD, band=self.band, dropout=dropout)
+        return self.c_proj(out_BHTD.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
