@@ -79,6 +79,8 @@ def resolve(settings: PretrainSettings) -> Inputs:
         max_loss_rise=train.max_loss_rise,
         compiled=train.compiled,
         reduction=train.reduction,
+        sharding=train.sharding,
+        activation_checkpointing=train.activation_checkpointing,
         device="gpu" if train.device == "gpu" else "cpu",
         precision=train.precision,
         num_threads=train.threads_per_worker,

@@ -94,6 +94,9 @@ class TrainSettings(Settings):
     """auto computes in bf16 where the hardware has matrix units for it, with fp32 master weights."""
     reduction: Literal["exact", "fast"] = "exact"
     """exact sums gradients in one fixed tree (same bits for any num_workers); fast uses the library's all-reduce."""
+    sharding: Literal["none", "optimizer", "full"] = "none"
+    """What each worker keeps a part of only: optimizer, its state, with the same results to the bit; full, the
+    weights and gradients too, for models that do not fit otherwise: needs reduction fast and adamw."""
     seed: Index = 0
     """Seed of initial weights, data order and dropout."""
     evaluate_every_steps: Count | None = 100
@@ -114,6 +117,9 @@ class TrainSettings(Settings):
     """Nats above the smoothed loss at which the run stops; null stops only for a loss that is no number."""
     compiled: bool = False
     """Compile the model: about half a minute once, worth it for long runs."""
+    activation_checkpointing: bool = False
+    """Compute each block again in the backward pass instead of keeping what it made: less memory, a third more work,
+    the same bits."""
     max_failures: Index = 3
     """Losses of workers or nodes survived in a row without a new checkpoint between them."""
 
