@@ -17,8 +17,9 @@ from pyarrow.compute import call_function
 from gpt_core import manifest
 from gpt_core.errors import CorpusError
 from gpt_core.order import Cells, Integers, Order, SourceStream, num_windows
+from gpt_core.shard_cache import HeldShard, RemoteShard, ShardCache
 from gpt_core.shards import ShardReader
-from gpt_core.storage import Storage
+from gpt_core.storage import Storage, is_url
 
 DEFAULT_OPEN_SHARDS = 256  # a map costs a file descriptor and address space, no memory of its own
 
@@ -82,12 +83,19 @@ class Corpus:
         folder: Folder or URL of the corpus.
         split: "train", "validation" or another split of the manifest.
         max_open_shards: Shards kept mapped at once.
+        cache: Gets copies of the shards of a corpus in an object store, which are then read from there.
 
     Raises:
         CorpusError: No finished corpus lies there, it is damaged, or it has no such split.
     """
 
-    def __init__(self, folder: str, split: str = "train", max_open_shards: int = DEFAULT_OPEN_SHARDS) -> None:
+    def __init__(
+        self,
+        folder: str,
+        split: str = "train",
+        max_open_shards: int = DEFAULT_OPEN_SHARDS,
+        cache: ShardCache | None = None,
+    ) -> None:
         self.folder = folder
         self.split = split
         self.manifest = manifest.read(folder)
@@ -97,7 +105,9 @@ class Corpus:
         self.sources = tuple(self.manifest.weights)
         self.indexes = _indexes(self.manifest.shards, split, self.sources)
         self._max_open_shards = max_open_shards
+        self._cache = cache if is_url(folder) else None
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
+        self._held: dict[int, HeldShard] = {}
         self._first_batches: Integers | None = None
 
     @property
@@ -168,6 +178,14 @@ class Corpus:
             shards[chosen], offsets[chosen] = found.shards, found.offsets
         return Coordinates(shards, offsets)
 
+    def remote_shards(self, cells: Cells, window_tokens: int) -> list[RemoteShard]:
+        """Return the shards that hold the windows, each once; for a corpus in an object store."""
+        shards: dict[int, None] = {}
+        for source, window in zip(cells.sources.tolist(), cells.windows.tolist(), strict=True):
+            spans = self.indexes[source].spans(window * window_tokens, window_tokens + 1)
+            shards |= dict.fromkeys(span.shard for span in spans)
+        return [self._remote(shard) for shard in shards]
+
     def tokens(self, source: int, start: int, count: int) -> np.ndarray:
         """Return part of a source's stream; a view of the mapped file where one record batch holds it."""
         index = self.indexes[source]
@@ -195,15 +213,43 @@ class Corpus:
             self._readers.move_to_end(shard)
             return self._readers[shard]
         while len(self._readers) >= self._max_open_shards:
-            self._readers.popitem(last=False)[1].close()
+            self._close_oldest()
         num_tokens = self.batches(shard).column("num_tokens").to_numpy()
-        self._readers[shard] = ShardReader(self.shard_path(shard), num_tokens)
+        self._readers[shard] = ShardReader(self._place(shard), num_tokens)
         return self._readers[shard]
 
     def close(self) -> None:
         """Let go of all maps."""
         while self._readers:
-            self._readers.popitem()[1].close()
+            self._close_oldest()
+
+    def _place(self, shard: int) -> str:
+        """Return where to read a shard: its copy in the cache, or where it lies if there is no room for one."""
+        if self._cache is None:
+            return self.shard_path(shard)
+        remote = self._remote(shard)
+        # Half of the cache stays free for what is fetched ahead.
+        while self._readers and self._held_bytes() + remote.num_bytes > self._cache.max_bytes // 2:
+            self._close_oldest()
+        held = self._cache.hold(remote)
+        if held is None:  # others hold what fills the cache
+            return remote.url
+        self._held[shard] = held
+        return str(held.path)
+
+    def _held_bytes(self) -> int:
+        return sum(held.num_bytes for held in self._held.values())
+
+    def _close_oldest(self) -> None:
+        shard, reader = self._readers.popitem(last=False)
+        reader.close()
+        if shard in self._held:
+            self._held.pop(shard).close()
+
+    def _remote(self, shard: int) -> RemoteShard:
+        row = self.manifest.shards.slice(int(shard), 1)
+        num_bytes, digest = (row.column(name)[0].as_py() for name in ("num_bytes", "xxh3_128"))
+        return RemoteShard(self.shard_path(shard), num_bytes, digest)
 
 
 def _indexes(shards: pa.Table, split: str, sources: tuple[str, ...]) -> tuple[SourceIndex, ...]:

@@ -12,31 +12,16 @@ from gpt_core.shard_plan import plan_shards
 from gpt_core.source_files import SourceSpec, list_files
 from gpt_core.storage import Storage
 from gpt_core.tokenize_shard import ShardTokenizer, TokenizeOptions
-
-server = pytest.importorskip("moto.server", reason="pip install 'moto[server]' to test S3")
+from tests.s3_server import s3_bucket
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """The URL of an empty bucket on a server of this process."""
-    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        storage_module._filesystem.cache_clear()
-        filesystem, _ = storage_module.open_filesystem("s3://corpora")
+    with s3_bucket("corpora") as url:
+        filesystem, _ = storage_module.open_filesystem(url)
         assert isinstance(filesystem, pyarrow.fs.S3FileSystem)
-        pyarrow.fs.S3FileSystem(endpoint_override=f"http://{host}:{port}", allow_bucket_creation=True).create_dir(
-            "corpora"
-        )
-        yield "s3://corpora"
-        storage_module._filesystem.cache_clear()
-    running.stop()
+        yield url
 
 
 def test_objects_are_written_whole_listed_and_read_in_parts(bucket: str) -> None:
