@@ -61,18 +61,20 @@ class Call:
         return sum(len(request.prompt_ids) for request in self.requests)
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """Base of JSON bodies: no unknown fields, no NaN."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """What a stream carries besides text; the obfuscation OpenAI pads its chunks with is never sent."""
 
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
 
-class CompletionsBody(_Body):
+class CompletionsBody(Body):
     """The JSON body of a completions request; null is as good as absent."""
 
     model: str | None = None
@@ -98,7 +100,7 @@ class CompletionsBody(_Body):
     logit_bias: dict[str, float] | None = None
 
 
-class TokenizeBody(_Body):
+class TokenizeBody(Body):
     """The JSON body of a tokenize request."""
 
     prompt: str
@@ -106,7 +108,7 @@ class TokenizeBody(_Body):
     add_special_tokens: bool = False
 
 
-_B = TypeVar("_B", bound=_Body)
+_B = TypeVar("_B", bound=Body)
 
 
 def parse_completions(value: object, model: ServedModel, max_completions: int) -> Call:
@@ -120,7 +122,7 @@ def parse_completions(value: object, model: ServedModel, max_completions: int) -
     Raises:
         ApiError: 404 for another model's name, else 400, naming the field.
     """
-    body = _checked(CompletionsBody, value)
+    body = checked(CompletionsBody, value)
     check_model(body.model, model)
     _refuse_unsupported(body)
     sampling = _sampling(body)
@@ -142,9 +144,9 @@ def parse_tokenize(value: object, model: ServedModel) -> list[int]:
     Raises:
         ApiError: A field is missing, unknown or of another type.
     """
-    body = _checked(TokenizeBody, value)
+    body = checked(TokenizeBody, value)
     check_model(body.model, model)
-    return model.tokenizer.encode(body.prompt).tolist()
+    return model.tokenizer.encode_prompt(body.prompt).tolist()
 
 
 def check_model(name: str | None, model: ServedModel) -> None:
@@ -154,7 +156,24 @@ def check_model(name: str | None, model: ServedModel) -> None:
         raise ApiError(404, message, "model", "model_not_found")
 
 
-def _checked(schema: type[_B], value: object) -> _B:
+def parse_prompt(value: object, model: ServedModel) -> tuple[int, ...]:
+    """Return the token ids of one prompt, given as text, as ids, or as nothing: the beginning of a document.
+
+    Raises:
+        ApiError: It is something else, or does not fit into the model's window.
+    """
+    prompts = _prompts(value, model.tokenizer)
+    if len(prompts) != 1:
+        raise invalid("prompt", f"prompt: found {len(prompts)} prompts; expected one")
+    return _prompt_ids(prompts[0], 0, model)
+
+
+def checked(schema: type[_B], value: object) -> _B:
+    """Return a parsed body as an object of its schema.
+
+    Raises:
+        ApiError: A field is missing, unknown or of another type.
+    """
     try:
         return schema.model_validate(value)
     except ValidationError as error:
@@ -245,7 +264,7 @@ def _prompt_ids(prompt: str | list[int], index: int, model: ServedModel) -> tupl
 def _encoded(text: str, index: int, model: ServedModel) -> list[int]:
     if len(text) > model.window_tokens * _MAX_TOKEN_BYTES:
         raise _too_long(index, f"{len(text):,} characters", model)
-    return model.tokenizer.encode(text).tolist()
+    return model.tokenizer.encode_prompt(text).tolist()
 
 
 def _too_long(index: int, found: str, model: ServedModel) -> ApiError:

@@ -21,6 +21,8 @@ from gpt_core.errors import ResourceError
 API_KEY = "HERD_API_KEY"
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """Paths that answer without a key, for load balancers; they tell nothing of anybody's requests."""
+PAGE_PATH = "/page/"
+"""Files of the page at ``/``, which load without a key and tell nothing of the model; the page asks for the key."""
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -89,7 +91,7 @@ class Guard:
         names = self._access.host_names
         if names is not None and _host_name(headers.get("host", "")) not in names:
             raise ApiError(403, f"this service answers to localhost alone; set {API_KEY} to open it", None, "host")
-        if self._access.key_digest is not None and scope["path"] not in OPEN_PATHS:
+        if self._access.key_digest is not None and not _is_open(scope["path"]):
             self._check_key(headers.get("authorization", ""))
 
     def _check_key(self, header: str) -> None:
@@ -128,6 +130,10 @@ async def read_json(request: Request, max_bytes: int) -> Any:
         return orjson.loads(bytes(body))
     except orjson.JSONDecodeError as error:
         raise ApiError(400, f"request body: no JSON: {error}", None, "invalid_json") from error
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path == "/" or path.startswith(PAGE_PATH)
 
 
 def _host_name(header: str) -> str:

@@ -9,13 +9,13 @@ from cluster.record_book import Run
 from cluster.stages import local_folder
 from cluster.tracking import TrackingOptions, download_registered_model, tracking_uri, write_prompt_model
 from gpt_core import checkpoint
-from gpt_core.settings import EvaluateJob, GenerateJob, ServeJob, TrackingSettings
+from gpt_core.settings import EvaluateJob, FinetuneJob, GenerateJob, InspectSettings, ServeJob, TrackingSettings
 
 SCHEME = "models:/"
 NEWEST = "newest"
 FOLDER = "registered"
 MODELS = "models"
-J = TypeVar("J", EvaluateJob, GenerateJob, ServeJob)
+J = TypeVar("J", EvaluateJob, FinetuneJob, GenerateJob, InspectSettings, ServeJob)
 
 
 def register(run: Run, register_as: str, path: Path, output: Path) -> None:
@@ -44,7 +44,7 @@ def is_registered(output: str) -> bool:
 def with_local_checkpoint(job: J) -> J:
     """Return the settings with a folder as checkpoint: a registered model is fetched once, beside the output.
 
-    `herd serve`, which has no output, takes the folder runs here.
+    `herd serve` and `herd inspect`, which have no output folder, take the folder runs here.
 
     Raises:
         CheckpointError: There is no such model, or it is damaged.
@@ -53,8 +53,10 @@ def with_local_checkpoint(job: J) -> J:
         return job
     from gpt_core.registered_model import unpack
 
-    beside = Path("runs").absolute() if isinstance(job, ServeJob) else local_folder(job.output).absolute().parent
-    tracking = TrackingSettings() if isinstance(job, ServeJob) else job.tracking
+    if isinstance(job, ServeJob | InspectSettings):
+        beside, tracking = Path("runs").absolute(), TrackingSettings()
+    else:
+        beside, tracking = local_folder(job.output).absolute().parent, job.tracking
     uri = tracking_uri(TrackingOptions(tracking.uri), beside)
     packaged = download_registered_model(job.checkpoint, uri, beside / MODELS)
     run_folder = packaged.parents[1] / "run"

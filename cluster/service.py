@@ -43,13 +43,17 @@ class Ingress:
     def __init__(self, generator: Any, facts: dict[str, Any], settings: ServeSettings, access: Access) -> None:
         from cluster.completions_schema import ServedModel
         from cluster.http_api import Admission, Api, Limits, build_app
+        from cluster.inspect_api import InspectApi
+        from cluster.inspecting import InspectClient
         from gpt_core.tokenizer import load_tokenizer
 
         model = ServedModel(**{**facts, "tokenizer": load_tokenizer(facts["tokenizer"])})
         capacity = capacity_of(settings)
         limits = Limits(settings.max_request_bytes, min(settings.max_completions, capacity))
         self._admission = Admission(capacity)
-        self._app = build_app(Api(model, EngineClient(generator), limits, self._admission), access)
+        api = Api(model, EngineClient(generator), limits, self._admission)
+        inspecting = InspectApi(model, InspectClient(generator), self._admission, settings.max_request_bytes)
+        self._app = build_app(api, access, inspecting.routes() if settings.page else ())
 
     def __serve_build_asgi_app__(self) -> Any:
         """Return the application; called by Ray Serve."""
@@ -220,6 +224,8 @@ def _announce(settings: ServeSettings, served: Served, address: str) -> None:
     engine = settings.engine
     say(f"serving {served.checkpoint} as {settings.model_name!r}: {engine.num_replicas} x {engine.num_slots} slots")
     say(f"listening on {address} ({'this machine only' if is_loopback(settings.host) else 'API key required'})")
+    if settings.page:
+        say(f"a page to watch it think: {address}/")
     say(f"try: curl {address}/v1/completions -H 'Content-Type: application/json' -d '{_EXAMPLE}'; Ctrl-C stops")
 
 

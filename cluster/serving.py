@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from cluster.cpu_allocator import GLIBC_TUNABLES
 from cluster.replica_scaling import SAMPLES, replica_options
 from cluster.session import Cluster, quiet_libraries
+from gpt_core.errors import UserError
 from gpt_core.generation import GenerationRequest, TokenEvent
 from gpt_core.settings import EngineSettings
 
 if TYPE_CHECKING:
     from gpt_core.engine import EngineStatistics
+    from gpt_core.inspection import Query
 
 GENERATOR = "Generator"
 # No access log: it would name every request. Errors stay in the files of Ray's session folder.
@@ -43,6 +45,7 @@ class Generator:
 
         from cluster.engine_loop import EngineLoop
         from cluster.engine_metrics import report_metrics
+        from cluster.inspecting import CheckpointInspector
         from gpt_core import checkpoint as checkpoints
         from gpt_core.engine import Engine, EngineOptions
         from gpt_core.tokenizer import load_tokenizer
@@ -55,6 +58,7 @@ class Generator:
         options = replace(options, prefill_chunks=prefill_chunks or options.prefill_chunks)
         self._loop = EngineLoop(Engine(loaded.weights, loaded.shape, self.tokenizer, options))
         report_metrics(self._loop)
+        self._inspector = CheckpointInspector(str(loaded.path), self.tokenizer, device)
 
     async def complete(self, requests: list[GenerationRequest]) -> list[list[Any]]:
         """Return the finished samples of every request, in the requests' order."""
@@ -69,6 +73,10 @@ class Generator:
     async def statistics(self) -> "EngineStatistics":
         """Return where the engine stands."""
         return self._loop.statistics()
+
+    async def inspect(self, query: "Query") -> dict[str, Any] | UserError:
+        """Return what the model computes for a prompt, or the mistake in the query."""
+        return await asyncio.to_thread(self._inspector.inspect, query)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Return what the number of replicas follows; called by Ray Serve."""

@@ -142,10 +142,17 @@ class Inspector:
             "position": query.position,
             "layer": query.layer,
             "head": query.head,
-            "model": {**self.shape.to_dict(), "num_parameters": self.shape.num_parameters},
+            "model": {
+                **self.shape.to_dict(),
+                "num_parameters": self.shape.num_parameters,
+                "num_known": self.tokenizer.vocabulary_size,
+                "specials": self.tokenizer.specials,
+                "is_music": self.tokenizer.backend == "music",
+            },
             "max_tokens": self.max_tokens,
         }
-        found = {"separator": find_separator(names), "notes": find_notes(names)}
+        is_music = self.tokenizer.backend == "music"
+        found = {"separator": find_separator(names), "notes": is_music and find_notes(query.ids)}
         return answer | {name: value for name, value in found.items() if value}
 
     def _parts(self, query: Query, activations: Activations) -> dict[str, Any]:

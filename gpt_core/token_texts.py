@@ -1,6 +1,6 @@
 """What tokens look like to people: their texts, the halves of a task's prompt, the notes of music.
 
-Pure functions on names; used by ``inspection.py`` for the page.
+Pure functions; used by ``inspection.py`` for the page.
 """
 
 import re
@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from gpt_core.music import STEPS_PER_SECOND, WORDS, bin_velocity
 from gpt_core.tokenizer import Tokenizer
 
 # Between source and target: a translation's <to-fr>, a summary's TL;DR:, a completion's [toCode].
 _SEPARATOR = re.compile(r"<to-[a-z]+>|TL;DR:|\[toCode\]")
-_EVENT = re.compile(r"\W*(NOTE_ON|NOTE_OFF|TIME_SHIFT|SET_VELOCITY)\D{0,2}(\d+)\W*")
-_SHIFT_SECONDS = 0.01
-_VELOCITY_STEP = 4
-"""128 velocities in 32 bins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +36,8 @@ def text_of_token(token: int, tokenizer: Tokenizer) -> TokenText:
     """Return how one token reads."""
     data = tokenizer.decode_bytes([token])
     try:
-        return TokenText(token, data.decode("utf-8"), is_partial=False)
+        text = data.decode("utf-8")
+        return TokenText(token, text.rstrip() if tokenizer.backend == "music" else text, is_partial=False)
     except UnicodeDecodeError:
         return TokenText(token, "".join(f"\\x{byte:02x}" for byte in data), is_partial=True)
 
@@ -58,33 +56,36 @@ def find_separator(texts: Sequence[str]) -> dict[str, Any] | None:
     return {"text": found[-1].group(), "start": first, "end": last + 1}
 
 
-def find_notes(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the notes that performance events play; an empty list for what is no music.
+def find_notes(ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the notes that performance events (the ids of the vocabulary "music") play.
 
-    A note has pitch (0 to 127), velocity (0 to 127), start and end in seconds, and the index of its
-    token. One that is never released ends with the music.
+    A note has pitch and velocity (0 to 127), start and end in seconds, and the index of its token. One that is
+    never released ends with the music.
     """
-    events = [_EVENT.fullmatch(text) for text in texts]
     notes: list[dict[str, Any]] = []
     sounding: dict[int, dict[str, Any]] = {}
-    now, velocity = 0.0, 64
-    for index, event in enumerate(events):
-        if event is None:
-            continue
-        kind, number = event.group(1), int(event.group(2))
-        if kind == "TIME_SHIFT":
-            now += number * _SHIFT_SECONDS
-        elif kind == "SET_VELOCITY":
-            velocity = min(127, number * _VELOCITY_STEP)
-        else:
+    now, velocity = 0.0, bin_velocity(16)
+    for index, event in enumerate(ids):
+        kind, number = _event(event)
+        if kind == "t":
+            now += number / STEPS_PER_SECOND
+        elif kind == "v":
+            velocity = bin_velocity(number)
+        elif kind:
             _end_note(sounding, number, now)
-            if kind == "NOTE_ON":
-                note = {"pitch": number, "velocity": velocity, "start": now, "end": None, "token": index}
-                sounding[number] = note
-                notes.append(note)
+        if kind == "on":
+            sounding[number] = {"pitch": number, "velocity": velocity, "start": now, "end": None, "token": index}
+            notes.append(sounding[number])
     for pitch in list(sounding):
         _end_note(sounding, pitch, now)
     return notes
+
+
+def _event(event: int) -> tuple[str, int]:
+    """Return what kind of event an id is, and of which pitch, time or velocity; end of text is none."""
+    word = WORDS[event] if event < len(WORDS) else "0"
+    kind = word.rstrip("0123456789")
+    return kind, int(word.removeprefix(kind))
 
 
 def _end_note(sounding: dict[int, dict[str, Any]], pitch: int, now: float) -> None:

@@ -32,6 +32,7 @@ _MODULES = {
     "evaluate": "evaluate",
     "generate": "generate",
     "serve": "serve",
+    "inspect": "inspect_prompt",
     "plan": "plan",
     "verify": "verify",
     "trace": "trace",

@@ -27,6 +27,7 @@ from gpt_core.settings.checkpoints import ExportSettings, ImportSettings
 from gpt_core.settings.evaluate import EvaluateJob, EvaluateSettings, TaskSettings
 from gpt_core.settings.finetune import FinetuneJob, FinetuneSettings, FinetuneTraining
 from gpt_core.settings.generate import EngineSettings, GenerateJob, GenerateSettings, SamplingSettings
+from gpt_core.settings.inspect import InspectSettings
 from gpt_core.settings.pipeline import EvaluateStage, GenerateStage, PipelineJob, PretrainStage, TokenizeStage
 from gpt_core.settings.plan import PlanSettings
 from gpt_core.settings.pretrain import (
@@ -70,6 +71,7 @@ __all__ = [
     "GenerateStage",
     "ImportSettings",
     "Index",
+    "InspectSettings",
     "JobSettings",
     "ModelName",
     "ModelSettings",

@@ -27,6 +27,8 @@ class ServeSettings(Settings):
     """Bytes of one request's body at most."""
     drain_seconds: Positive = 20.0
     """Seconds that requests in progress get to finish when the service is stopped."""
+    page: bool = True
+    """Serve the page at / and POST /v1/inspect, which show what the model computes; false keeps its numbers in."""
     engine: EngineSettings = EngineSettings()
 
 

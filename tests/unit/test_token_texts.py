@@ -1,9 +1,14 @@
 """Promises of gpt_core.token_texts."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from gpt_core.music import notes_of
 from gpt_core.token_texts import find_notes, find_separator, text_of_token
 from gpt_core.tokenizer import load_tokenizer
+
+MUSIC = load_tokenizer("music")
 
 
 @pytest.mark.parametrize(
@@ -25,14 +30,24 @@ def test_a_text_without_separator_has_no_halves(texts):
 
 
 def test_notes_last_from_on_to_off_with_the_velocity_set_before():
-    events = ["SET_VELOCITY<20>", "NOTE_ON<60>", "TIME_SHIFT<50>", "NOTE_ON<64>", "NOTE_OFF<60>", "TIME_SHIFT<100>"]
-    low, high = find_notes(events)
-    assert low == {"pitch": 60, "velocity": 80, "start": 0.0, "end": pytest.approx(0.5), "token": 1}
+    low, high = find_notes(MUSIC.encode("v20 on60 t50 on64 off60 t100").tolist())
+    assert low == {"pitch": 60, "velocity": 82, "start": 0.0, "end": pytest.approx(0.5), "token": 1}
     assert (high["pitch"], high["start"], high["end"]) == (64, pytest.approx(0.5), pytest.approx(1.5))
 
 
-def test_text_about_notes_is_no_music():
-    assert find_notes(["the", " event", " NOTE_ON", " is", " 60"]) == []
+@given(st.lists(st.integers(0, 388), max_size=60))
+def test_the_notes_are_those_the_music_itself_finds(events):
+    found = find_notes(events)
+    lasting = [note for note in found if note["end"] > note["start"] + 0.005]
+    expected = {(n.start, n.pitch, n.end, n.velocity) for n in notes_of([event for event in events if event < 388])}
+    for note in lasting:
+        assert (round(note["start"] * 100), note["pitch"], round(note["end"] * 100), note["velocity"]) in expected
+    assert len(found) >= len(expected)
+    assert all(events[note["token"]] == note["pitch"] for note in found)
+
+
+def test_an_event_reads_without_the_space_behind_it():
+    assert text_of_token(60, MUSIC).text == "on60"
 
 
 def test_end_of_text_is_named():

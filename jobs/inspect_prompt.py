@@ -1,0 +1,22 @@
+"""Write what a model computes for a prompt, attention and all, as a page in one HTML file."""
+
+from gpt_core.settings import InspectSettings
+from jobs import cli
+
+SETTINGS = InspectSettings
+
+
+def main(settings: InspectSettings) -> str:
+    """Write the file and return the summary for people."""
+    from cluster import inspecting
+    from cluster.registering import with_local_checkpoint
+
+    written = inspecting.write_page(with_local_checkpoint(settings))
+    return (
+        f"{settings.html}: {written.num_tokens} tokens, {written.num_bytes:,} bytes, complete in itself\n"
+        f"after them the model expects {written.expected!r} with probability {written.probability:.3g}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run_module(__file__)
