@@ -17,8 +17,9 @@ import numpy as np
 
 from cluster.progress import meter
 from cluster.session import Cluster, quiet_libraries
+from cluster.shard_actor import ShardActor
 from gpt_core import errors
-from gpt_core.errors import RunFailedError, UserError
+from gpt_core.errors import RunFailedError
 from gpt_core.ledger import Ledger, Row
 from gpt_core.settings import PoolSettings
 from gpt_core.storage import full_disk_named
@@ -100,7 +101,7 @@ def _stream(job: ShardJob, pending: np.ndarray, cluster: Cluster) -> Iterator[Ro
     pool = _pool_size(job.pool, len(pending), cluster)
     blocks = [pa.table({"plan": share}) for share in shares(pending)]
     dataset = ray.data.from_blocks(blocks).map_batches(
-        _ShardActor,
+        ShardActor,
         fn_constructor_args=(job.plans, job.make_worker, job.folder, job.pool.max_tries),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=pool[0], max_size=pool[1]),
@@ -130,48 +131,6 @@ def _pool_size(pool: PoolSettings, num_pending: int, cluster: Cluster) -> tuple[
         most = min(most, int(cluster.num_cpus / pool.cpus_per_actor))
     most = max(most, 1)
     return min(pool.min_actors, most), most
-
-
-class _ShardActor:
-    """Runs one worker in a Ray actor and keeps the ledger's promises around it."""
-
-    def __init__(
-        self,
-        plans: Sequence[Any],
-        make_worker: Callable[[], Callable[[Any], Row]],
-        folder: str,
-        max_tries: int,
-    ) -> None:
-        self._plans, self._make_worker = plans, make_worker
-        self._worker = make_worker()
-        self._ledger = Ledger(folder)
-        self._max_tries = max_tries
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        return {"row": [json.dumps(self._row(int(index))) for index in batch["plan"]]}
-
-    def _row(self, index: int) -> Row:
-        try:
-            with full_disk_named(self._ledger.folder, "room for the output"):
-                return self._ledger.committed(index) or self._tried(index)
-        except UserError as error:
-            # As data: Ray Data changes the text of exceptions on their way.
-            return {"index": index, "user_error": [type(error).__name__, *error.args]}
-
-    def _tried(self, index: int) -> Row:
-        reason = "the worker process died each time (out of memory, or a crash in native code)"
-        while self._ledger.begin_try(index) <= self._max_tries:
-            try:
-                row = {"index": index, **self._worker(self._plans[index])}
-            except UserError:
-                raise
-            except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
-                self._worker = self._make_worker()
-            else:
-                self._ledger.commit(index, row)
-                return row
-        return {"index": index, "failure": reason}
 
 
 class _Rate:

@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,20 @@ def test_more_cpus_than_the_cluster_has_are_refused_before_work(cluster: Cluster
     with pytest.raises(ResourceError, match="found a need of 5 CPUs; expected at most the 4 CPUs"):
         run_shard_job(_job(tmp_path, pool=pool), cluster)
     assert not list(tmp_path.glob("calls-*"))
+
+
+class _Sleeper:
+    """Takes its time, and says which process did a plan."""
+
+    def __call__(self, plan: int) -> dict[str, Any]:
+        time.sleep(0.25)
+        return {"process": os.getpid()}
+
+
+def test_the_pool_grows_from_its_least_to_its_most_actors(cluster: Cluster, tmp_path: Path) -> None:
+    pool = PoolSettings(min_actors=1, max_actors=3)
+    ledger = run_shard_job(_job(tmp_path, plans=range(60), make_worker=_Sleeper, pool=pool), cluster)
+    processes = [row["process"] for row in sorted(ledger.rows(), key=lambda row: row["index"])]
+    assert processes[0] == processes[1]  # one was there at the start
+    assert len(processes) == 60
+    assert len(set(processes)) == 3

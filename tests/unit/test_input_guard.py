@@ -61,9 +61,10 @@ def test_an_edited_file_is_not_taken_for_the_one_that_a_finished_corpus_was_made
     made(settings)
     assert tokenizing.finished(settings, tokenizing.resolve(settings)) is not None
     edit(settings, "b.jsonl")
-    for _ in range(2):
-        with pytest.raises(StaleOutputError) as raised:
-            tokenizing.finished(settings, tokenizing.resolve(settings))
+    with pytest.raises(StaleOutputError):
+        tokenizing.finished(settings, tokenizing.resolve(settings))
+    with pytest.raises(StaleOutputError) as raised:
+        tokenizing.finished(settings, tokenizing.resolve(settings))
     assert str(raised.value) == (
         f"{settings.output}: input files: found other contents of {settings.input[0]}/b.jsonl than when the corpus was "
         "made; expected the same contents; restore the file, or choose another output folder"
