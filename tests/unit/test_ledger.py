@@ -39,6 +39,20 @@ def test_rows_that_workers_committed_are_known_after_a_crash_of_the_driver(folde
     assert _opened(folder).done(6).tolist() == [True, False, True, False, True, False]
 
 
+def test_some_rows_are_found_wherever_they_lie_before_the_journal_is_mended(folder: str, tmp_path: Path) -> None:
+    ledger = _opened(folder)
+    ledger.done(6)
+    for index in (4, 0, 2):
+        ledger.commit(index, _row(index))
+    ledger.record([_row(4)])
+    if "://" not in folder:
+        with (tmp_path / "out" / FOLDER / "journal").open("ab") as journal:
+            journal.write(b'0000000002 {"index": 2, "num_')
+    again = _opened(folder)
+    assert sorted(row["index"] for row in again.rows_of({1, 2, 4, 5})) == [2, 4]
+    assert list(again.rows_of(set())) == []
+
+
 def test_a_row_recorded_twice_is_one_row(folder: str) -> None:
     ledger = _opened(folder)
     ledger.record([_row(1), _row(3)])
