@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.performances import PICTURE, write_performances
 from cluster.prompt_completer import Completing, PromptCompleter
 from cluster.record_book import Run
 from cluster.serving import handles_only
@@ -22,6 +23,8 @@ from gpt_core.digests import sha256_hex
 from gpt_core.errors import CorpusError, StaleOutputError
 from gpt_core.generation import Sampling
 from gpt_core.ledger import Row, first_difference
+from gpt_core.midi import require_symusic
+from gpt_core.music_tokenizer import MusicTokenizer
 from gpt_core.prompt_files import list_prompt_files
 from gpt_core.prompts import PromptScan, scan_prompts
 from gpt_core.settings import GenerateSettings, SamplingSettings
@@ -29,6 +32,7 @@ from gpt_core.sole_writer import sole_writer
 from gpt_core.storage import Storage
 
 MANIFEST = "manifest.json"
+MUSIC = MusicTokenizer.name
 _LOCK = ".job"
 _LOCK_PATIENCE_SECONDS = 5.0
 
@@ -60,8 +64,11 @@ def resolve(settings: GenerateSettings) -> Inputs:
     Raises:
         CheckpointError: If there is no whole checkpoint.
         CorpusError: If a prompt file is missing, or no prompt can be used.
+        ResourceError: If the checkpoint makes music and symusic is not installed.
     """
     loaded = checkpoint.load(settings.checkpoint)
+    if loaded.tokenizer["name"] == MUSIC:
+        require_symusic()
     scan = scan_prompts(settings.prompts, sampling_of(settings.sampling), settings.prompts_per_shard)
     if not scan.num_prompts:
         raise CorpusError(
@@ -155,7 +162,7 @@ def _perform(settings: GenerateSettings, inputs: Inputs, cluster: Cluster, run: 
 
 
 def _commit(settings: GenerateSettings, inputs: Inputs, rows: list[Row]) -> Generated:
-    """Write the rejects, then the manifest; where it stands the dataset is complete."""
+    """Write the rejects, music as MIDI files, then the manifest; where it stands the dataset is complete."""
     rejects = [*map(asdict, inputs.scan.rejects), *(reject for row in rows for reject in row["refused"])]
     rejects.sort(key=lambda reject: (reject["file"], reject["line"]))
     _write_rejects(Storage.of(settings.output), rejects)
@@ -170,6 +177,8 @@ def _commit(settings: GenerateSettings, inputs: Inputs, rows: list[Row]) -> Gene
         root_digest=sha256_hex(f"{shard['path']} {shard['xxh3_128']}\n".encode() for shard in shards),
         samples=[sample for row in rows for sample in row["samples"]][:3],
     )
+    if inputs.tokenizer == MUSIC:
+        write_performances(settings.output, [shard["path"] for shard in shards])
     content = {"settings": inputs.decisive, "generated": asdict(generated), "shards": shards}
     sealed_json.write(Path(settings.output) / MANIFEST, content)
     return generated
@@ -190,3 +199,5 @@ def _record(run: Run, settings: GenerateSettings, inputs: Inputs, generated: Gen
     run.log_dataset("generated", generated.root_digest, settings.output, context="output", profile=profile)
     run.set_tags({"herd.generated": generated.root_digest})
     run.log_artifact(Path(settings.output) / MANIFEST)
+    if inputs.tokenizer == MUSIC and generated.num_rows:
+        run.log_artifact(Path(settings.output) / PICTURE)

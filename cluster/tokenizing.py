@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cluster import input_guard
 from cluster.record_book import Run
@@ -70,7 +70,7 @@ def resolve(settings: TokenizeSettings) -> Inputs:
 
 
 def _listed(settings: TokenizeSettings) -> list[SourceFile]:
-    return [file for source in settings.named_sources() for file in list_files(_spec(source))]
+    return [file for source in settings.named_sources() for file in list_files(_spec(source, settings.kind))]
 
 
 def finished(settings: TokenizeSettings, inputs: Inputs) -> Tokenized | None:
@@ -222,5 +222,5 @@ def _record(run: Run, settings: TokenizeSettings, written: Manifest) -> None:
         run.log_artifact(Path(settings.output) / manifest.MANIFEST)
 
 
-def _spec(source: Any) -> SourceSpec:
-    return SourceSpec(**source.model_dump())
+def _spec(source: Any, kind: Literal["text", "midi"]) -> SourceSpec:
+    return SourceSpec(**source.model_dump(), kind=kind)

@@ -8,6 +8,7 @@ file, or rows of a parquet or Arrow file.
 from collections.abc import Iterator
 
 from gpt_core.document_batch import Document, DocumentBatch, ReadingOptions, Reject
+from gpt_core.midi_documents import read_midi_file
 from gpt_core.piece_witness import PieceFacts, PieceWitness
 from gpt_core.shard_plan import Piece, ShardPlan
 from gpt_core.table_documents import read_arrow, read_parquet
@@ -64,6 +65,8 @@ def _read_piece(piece: Piece, reading: ReadingOptions, witness: PieceWitness) ->
             return read_parquet(piece, reading)
         case "arrow":
             return read_arrow(piece, reading)
+        case "midi":
+            return read_midi_file(piece, reading, witness)
         case "text" if piece.file.separator:
             return read_separated_texts(piece, reading, witness)
         case _:

@@ -19,6 +19,7 @@ from torch import Tensor
 from gpt_core.checkpoint import Checkpoint, Description, list_paths, write
 from gpt_core.errors import CheckpointError, StaleOutputError
 from gpt_core.model import GPT, LAYER_NORM_EPSILON
+from gpt_core.music import WORDS
 from gpt_core.presets import ModelShape
 from gpt_core.tokenizer import load_tokenizer
 from gpt_core.vocabulary import END_OF_TEXT, _byte_characters, gpt2_ranks, read_vocabulary
@@ -141,6 +142,9 @@ def exported_weights(weights: Mapping[str, Tensor], vocabulary_size: int) -> dic
 def write_tokenizer(folder: Path, name: str, num_positions: int) -> None:
     """Write vocab.json, merges.txt and tokenizer_config.json of a tokenizer, by its name as in settings."""
     specials: tuple[str, ...] = ()
+    if name == "music":
+        _write_words(folder, num_positions)
+        return
     if name == "bytes":
         ranks = {bytes([byte]): byte for byte in range(256)}
     elif name == "gpt2":
@@ -158,6 +162,19 @@ def write_tokenizer(folder: Path, name: str, num_positions: int) -> None:
     if specials:
         special["additional_special_tokens"] = list(specials)
     config = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": num_positions, "add_prefix_space": False}
+    _write_json(folder / "tokenizer_config.json", config | special)
+
+
+def _write_words(folder: Path, num_positions: int) -> None:
+    """Write the music vocabulary, whose tokens are words between spaces."""
+    ids = {word: number for number, word in enumerate((*WORDS, END_OF_TEXT))}
+    model = {"type": "WordLevel", "vocab": ids, "unk_token": END_OF_TEXT}
+    end = {"id": ids[END_OF_TEXT], "content": END_OF_TEXT, "special": True}
+    end |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    whole = {"version": "1.0", "added_tokens": [end], "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": model}
+    _write_json(folder / "tokenizer.json", whole)
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": num_positions}
     _write_json(folder / "tokenizer_config.json", config | special)
 
 

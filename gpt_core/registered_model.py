@@ -24,7 +24,7 @@ from gpt_core.huggingface import export_model, import_model
 from gpt_core.vocabulary import VOCABULARY
 
 FACTS = "herd.json"
-_PUBLISHED = ("gpt2", "bytes")
+_PUBLISHED = ("gpt2", "bytes", "music")
 _SLOTS = 8
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 from gpt_core.errors import CorpusError
 from gpt_core.storage import Storage, is_url
 
-Format = Literal["text", "jsonl", "parquet", "arrow"]
+Format = Literal["text", "jsonl", "parquet", "arrow", "midi"]
 Compression = Literal["gzip", "zstd"]
 
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
@@ -30,6 +30,7 @@ _FORMATS: dict[str, Format] = {
     ".feather": "arrow",
     ".ipc": "arrow",
 }
+_MIDI_SUFFIXES = (".mid", ".midi")
 # What a folder is searched for; a file that is named, or that a glob matches, is text whatever its suffix.
 _TEXT_SUFFIXES = frozenset(
     f".{suffix}"
@@ -75,7 +76,8 @@ class SourceSpec:
 
     ``paths`` are files, folders, globs ("*", "?", "[...]" within a name, "**" across folders) or URLs; "$STDLIB" is
     Python's own library, "~" the home folder. ``exclude`` are globs on names; one without "/" matches at any depth.
-    ``separator`` cuts text files into documents; without one each is a document.
+    ``separator`` cuts text files into documents; without one each is a document. Of kind "midi", folders are searched
+    for .mid and .midi files, and every file is taken for one.
     """
 
     name: str
@@ -84,6 +86,7 @@ class SourceSpec:
     weight: float = 1.0
     text_field: str = "text"
     separator: str | None = None
+    kind: Literal["text", "midi"] = "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +111,9 @@ class SourceFile:
 
     @property
     def divisible(self) -> bool:
-        """Whether several shards may share the file: not a compressed stream, not a text that is one document."""
-        return self.compression is None and not (self.format == "text" and self.separator is None)
+        """Whether several shards may share the file: not a compressed stream, not a file that is one document."""
+        whole = self.format == "midi" or (self.format == "text" and self.separator is None)
+        return self.compression is None and not whole
 
 
 @dataclass(slots=True)
@@ -174,7 +178,7 @@ def _below(spec: SourceSpec, path: str, listing: Listing) -> Iterator[SourceFile
         yield _source_file(spec, root or "/", name, storage.num_bytes(path), storage.changed_ns(path))
     elif storage.exists(path):
         for name, *stats in storage.list_stats(path):
-            if _is_known(name):
+            if _is_known(name, spec.kind):
                 yield _source_file(spec, path, name, *stats)
             else:
                 listing.num_ignored += 1
@@ -198,7 +202,7 @@ def _matching(spec: SourceSpec, path: str) -> Iterator[SourceFile]:
 
 def _source_file(spec: SourceSpec, root: str, name: str, num_bytes: int, changed_ns: int) -> SourceFile:
     suffix, compression = _suffixes(name)
-    kind = _FORMATS.get(suffix, "text")
+    kind = "midi" if spec.kind == "midi" else _FORMATS.get(suffix, "text")
     reading = (kind, compression, spec.text_field, spec.separator)
     return SourceFile(spec.name, root, name, num_bytes, *reading, changed_ns)
 
@@ -209,11 +213,13 @@ def _suffixes(name: str) -> tuple[str, Compression | None]:
     return (path.with_suffix("").suffix, compression) if compression else (path.suffix, None)
 
 
-def _is_known(name: str) -> bool:
+def _is_known(name: str, kind: str) -> bool:
     """Return whether a folder's file is taken: visible, and with a suffix of text or data."""
     if any(part.startswith(".") for part in name.split("/")):
         return False
     suffix, _ = _suffixes(name)
+    if kind == "midi":
+        return suffix in _MIDI_SUFFIXES
     return suffix in _FORMATS or suffix in _TEXT_SUFFIXES
 
 

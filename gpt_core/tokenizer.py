@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tiktoken_ext import openai_public
 
 from gpt_core.errors import ResourceError, SettingsError
+from gpt_core.music_tokenizer import MusicTokenizer
 from gpt_core.storage import Storage, is_url
 from gpt_core.vocabulary import END_OF_TEXT, digest_ranks, gpt2_ranks, read_vocabulary
 
@@ -26,7 +27,7 @@ Backend = Literal["auto", "tiktoken", "gigatoken"]
 Ids = NDArray[np.unsignedinteger]
 IdType = type[np.uint16] | type[np.uint32]
 GPT2_PATTERN = openai_public.r50k_pat_str
-PUBLISHED = ("gpt2", "bytes")
+PUBLISHED = ("gpt2", "bytes", "music")
 """Names of tokenizers that every installation has; any other name is that of a ranks file."""
 
 
@@ -40,7 +41,7 @@ class Tokenizer(Protocol):
     name: str
     """As given to load_tokenizer."""
     backend: str
-    """Which code computes the ids: "tiktoken", "gigatoken" or "bytes"."""
+    """Which code computes the ids: "tiktoken", "gigatoken", "bytes" or "music"."""
     vocabulary_size: int
     """Number of ids, end of text and special tokens included."""
     end_of_text: int
@@ -77,7 +78,7 @@ def load_tokenizer(name: str, backend: Backend = "tiktoken") -> Tokenizer:
     """Build the tokenizer called ``name`` from files on this machine.
 
     Args:
-        name: "gpt2", "bytes", or the path or URL of a ranks file in tiktoken's format (split by GPT-2's pattern).
+        name: "gpt2", "bytes", "music", or the place of a ranks file in tiktoken's format (split by GPT-2's pattern).
         backend: "tiktoken" is the reference, "gigatoken" the fast one, "auto" the fast one if installed.
 
     Raises:
@@ -87,6 +88,8 @@ def load_tokenizer(name: str, backend: Backend = "tiktoken") -> Tokenizer:
     """
     if name == "bytes":
         return ByteTokenizer()
+    if name == "music":
+        return MusicTokenizer()
     reference = _load_reference(name)
     if backend == "tiktoken" or (backend == "auto" and not has_gigatoken()):
         return reference
@@ -234,7 +237,7 @@ def _load_reference(name: str) -> TiktokenTokenizer:
     path = name if is_url(name) else str(Path(name).expanduser())
     if not Storage.of(path).is_file(path):
         raise SettingsError(
-            f"tokenizer {name!r}", "no such name or file", "'gpt2', 'bytes' or a ranks file", "check the path"
+            f"tokenizer {name!r}", "no such name or file", "'gpt2', 'bytes', 'music' or a ranks file", "check the path"
         )
     return TiktokenTokenizer(name, *read_vocabulary(path))
 

@@ -1,5 +1,7 @@
 """Complete prompts with a checkpoint, in batches, into a dataset."""
 
+from pathlib import Path
+
 from gpt_core.settings import GenerateJob
 from jobs import cli
 
@@ -14,9 +16,10 @@ def main(settings: GenerateJob) -> str:
 
     settings = with_local_checkpoint(settings)
     generated = run_alone("generate", generating, settings)
+    music = f"\nmusic in {settings.output}/midi" if Path(settings.output, "midi").exists() else ""
     return (
         f"{settings.output}: {generated.num_rows:,} rows, {generated.num_tokens:,} tokens, "
-        f"{generated.num_rejects:,} set aside\nroot digest {generated.root_digest}"
+        f"{generated.num_rejects:,} set aside\nroot digest {generated.root_digest}{music}"
     )
 
 

@@ -20,4 +20,4 @@ class ImportSettings(Settings):
     output: Place
     """New run folder, whose one checkpoint evaluate, generate and serve take."""
     tokenizer: str = "gpt2"
-    """The model's tokenizer: "gpt2", "bytes", or the path of a tiktoken ranks file."""
+    """The model's tokenizer: "gpt2", "bytes", "music", or the path of a tiktoken ranks file."""

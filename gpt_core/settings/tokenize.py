@@ -45,7 +45,7 @@ class TokenizerSettings(Settings):
     """The vocabulary, and the program that applies it."""
 
     name: Annotated[str, AfterValidator(_absolute_if_file)] = "gpt2"
-    """"gpt2", "bytes" (256 bytes and end-of-text), or the path of a tiktoken ranks file."""
+    """"gpt2", "bytes" (256 bytes and end-of-text), "music" (performance events), or a tiktoken ranks file's path."""
     backend: Literal["auto", "tiktoken", "gigatoken"] = "auto"
     """auto takes gigatoken where it is installed, checks it against tiktoken on every shard, and falls back."""
 
@@ -59,6 +59,8 @@ class TokenizeSettings(Settings):
     """Files, folders, globs or URLs of a corpus with one source; use `sources` for several."""
     sources: Annotated[tuple[SourceSettings, ...], Field(strict=False)] = ()
     """Named sources with weights."""
+    kind: Literal["text", "midi"] = "text"
+    """midi: .mid files, each a document of performance events, in the vocabulary "music"."""
     tokenizer: TokenizerSettings = TokenizerSettings()
     shard_bytes: Count = 67_108_864
     """Input bytes a shard, before tokenizing (compressed bytes of compressed files)."""
@@ -81,10 +83,23 @@ class TokenizeSettings(Settings):
             raise ValueError(f"{found} of input and sources given; give one of them")
         if self.validation_fraction and self.validation_tail:
             raise ValueError("validation_fraction and validation_tail both given; hold out documents or their ends")
+        if self.kind == "midi":
+            self._take_music()
         names = [source.name for source in self.sources]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"source name {twice[0]!r} given {names.count(twice[0])} times; names are unique")
         return self
+
+    def _take_music(self) -> None:
+        """Set the vocabulary that follows from kind midi, unless another one was asked for."""
+        if self.validation_tail:
+            raise ValueError("validation_tail cuts texts, and kind midi has none; hold out a validation_fraction")
+        if self.tokenizer.name not in {"music", TokenizerSettings().name}:
+            raise ValueError(
+                f"kind midi with the tokenizer {self.tokenizer.name!r}; it takes music, leave the name out"
+            )
+        # The object is frozen for its users; here it is still being made.
+        object.__setattr__(self, "tokenizer", self.tokenizer.model_copy(update={"name": "music"}))
 
     def named_sources(self) -> tuple[SourceSettings, ...]:
         """Return the sources; `input` becomes one source named "text"."""
@@ -134,6 +149,8 @@ class TraceSettings(Settings):
     """Tokens of a training window."""
     batch_sequences: Count = 512
     """Rows of an optimizer step."""
+    block_windows: Count | None = None
+    """As the run's train.block_windows."""
     step: Count | None = None
     """Optimizer step to trace, counted from 1 as in logs."""
     row: Index | None = None

@@ -155,7 +155,7 @@ def test_a_large_vocabulary_gets_wide_ids(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_lists_what_is_known() -> None:
-    with pytest.raises(SettingsError, match=r"tokenizer 'gpt5': .*'gpt2', 'bytes' or a ranks file"):
+    with pytest.raises(SettingsError, match=r"tokenizer 'gpt5': .*'gpt2', 'bytes', 'music' or a ranks file"):
         load_tokenizer("gpt5")
 
 
