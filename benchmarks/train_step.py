@@ -1,13 +1,16 @@
 """Tokens a second of our training step beside Hugging Face's GPT2LMHeadModel: one process, interleaved rounds.
 
-    python -m benchmarks.train_step [--model tiny quickstart gpt2] [--threads 1 2] [--rounds 5]
+    python -m benchmarks.train_step [--model tiny quickstart gpt2] [--threads 1 2] [--rounds 10] [--quick]
                                     [--contestants ours ours-compiled hf hf-bf16 hf-compiled]
 
 A step is forward, backward, clip at norm 1 and fused AdamW on one micro-batch of random ids (zeros run faster).
-Every round takes each contestant in turn. Printed are medians by the wall clock and by the processor time of the
-process over its threads, which a busy machine disturbs less. `ours` computes in bf16 where the processor has matrix
-units for it, else in fp32, as training does. The matrix ceiling is the processor time of the step's matrix products
-alone, at the model's own sizes and in that dtype; the percentage is their share of a step's processor time.
+Every round takes each contestant in turn, for 0.3 seconds or a step, whichever is longer. Printed are medians by the
+wall clock and by the processor time of the process over its threads, which a busy machine disturbs less. `ours`
+computes in bf16 where the processor has matrix units for it, else in fp32, as training does.
+
+The ceiling is what the library's matrix products alone reach at the sizes of the model's linear layers, forward and
+both gradients, in fp32 and in bf16, taken in every round; a contestant's percentage is the time of these products in
+its own type over the time of its step.
 """
 
 import argparse
@@ -17,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 # Fresh large tensors otherwise page-fault at every operation; read when the process starts.
 _TUNABLES = (
@@ -25,7 +28,9 @@ _TUNABLES = (
     "glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
 )
 _ALL = ("ours", "ours-compiled", "hf", "hf-bf16", "hf-compiled")
-Step = Callable[[], None]
+_TURN_SECONDS = 0.3
+_HEAD_ROWS = 512  # of the head's products, whose logits would not fit whole
+Step = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,18 @@ class Case:
         """Tokens of a step."""
         return self.sequences * self.window
 
+    @property
+    def linear_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Inputs and outputs of a layer's linear layers."""
+        width = self.width
+        return (width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)
+
+    @property
+    def product_flops(self) -> float:
+        """Of a step's products with weights: 2 forward and 4 backward a weight and token."""
+        weights = self.layers * sum(num_in * num_out for num_in, num_out in self.linear_sizes)
+        return 6.0 * self.num_tokens * (weights + self.width * self.vocabulary)
+
 
 CASES = {
     "tiny": Case(4, 4, 128, 512, 12, 64),
@@ -57,62 +74,105 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", default=["tiny", "quickstart"], choices=list(CASES))
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4, help="steps of a contestant in a round")
-    parser.add_argument("--warm-up", type=int, default=3, help="steps before: they compile, and the heap grows")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--quick", action="store_true", help="three rounds, and one sequence a step of gpt2")
     parser.add_argument("--contestants", nargs="+", default=list(_ALL), choices=_ALL)
     arguments = parser.parse_args()
     if os.environ.get("GLIBC_TUNABLES") != _TUNABLES:
         os.environ["GLIBC_TUNABLES"] = _TUNABLES
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.train_step", *sys.argv[1:]])
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import torch
 
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         for name in arguments.model:
-            measure(name, arguments)
+            case = CASES[name]
+            if arguments.quick and name == "gpt2":
+                case = replace(case, sequences=1)
+            measure(name, case, arguments.contestants, 3 if arguments.quick else arguments.rounds)
 
 
-def measure(name: str, arguments: argparse.Namespace) -> None:
-    """Run the contestants in turn, round after round, and print medians and ratios."""
+@dataclass(slots=True)
+class Clocks:
+    """Seconds of some work, by the wall clock and by the process over its threads."""
+
+    wall: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+
+    def time(self, work: Step) -> None:
+        """Do the work once."""
+        import torch
+
+        start, begun = time.perf_counter(), time.process_time()
+        work()
+        self.wall.append(time.perf_counter() - start)
+        self.processor.append((time.process_time() - begun) / torch.get_num_threads())
+
+    def turn(self, work: Step) -> None:
+        """Do the work for a while, and once at least."""
+        start = time.perf_counter()
+        while True:
+            self.time(work)
+            if time.perf_counter() - start > _TURN_SECONDS:
+                return
+
+
+def measure(name: str, case: Case, contestants: list[str], rounds: int) -> None:
+    """Run the contestants and the bare products in turn, round after round, and print medians and ratios."""
     import torch
 
-    case, makers = CASES[name], {"ours": make_ours, "hf": make_huggingface}
-    steps = {kind: makers[kind.split("-")[0]](case, kind) for kind in arguments.contestants}
-    wall: dict[str, list[float]] = {kind: [] for kind in steps}
-    processor: dict[str, list[float]] = {kind: [] for kind in steps}
-    for step in steps.values():
-        for _ in range(arguments.warm_up):
+    makers = {"ours": make_ours, "hf": make_huggingface}
+    steps = {kind: makers[kind.split("-")[0]](case, kind) for kind in contestants}
+    clocks = {kind: Clocks() for kind in steps}
+    ceilings = {"fp32": Ceiling(case, torch.float32), "bf16": Ceiling(case, torch.bfloat16)}
+    for step in steps.values():  # compile, and let the heap grow
+        for _ in range(2):
             step()
-    for _ in range(arguments.rounds):
+    for _ in range(rounds):
         for kind, step in steps.items():
-            for _ in range(arguments.steps):
-                start, begun = time.perf_counter(), time.process_time()
-                step()
-                wall[kind].append(time.perf_counter() - start)
-                processor[kind].append(time.process_time() - begun)
-    threads = torch.get_num_threads()
-    ceiling = products_seconds(case, our_dtype())
-    load = os.getloadavg()[0]
-    print(f"\n{name}: {case}, {threads} thread(s), load {load:.1f}, products alone {ceiling * 1e3:.1f} ms")
-    peers = [kind for kind in steps if kind.startswith("hf")]
-    for kind in steps:
-        seconds, busy = statistics.median(wall[kind]), statistics.median(processor[kind]) / threads
-        ratio = _ratios(kind, peers, (wall, processor))
+            clocks[kind].turn(step)
+        for ceiling in ceilings.values():
+            ceiling.turn()
+    print(f"\n{name}: {case}, {torch.get_num_threads()} thread(s), load {os.getloadavg()[0]:.1f}")
+    for dtype, ceiling in ceilings.items():
+        seconds = ceiling.seconds
         print(
-            f"  {kind:13} {case.num_tokens / seconds:8,.0f} tokens/s, {seconds * 1e3:7.1f} ms"
-            f" ({busy * 1e3:.1f} ms of processor time), products {ceiling / busy:.0%}{ratio}",
-            flush=True,
+            f"  ceiling {dtype}: {case.product_flops / seconds / 1e9:.0f} GFLOP/s, {seconds * 1e3:.1f} ms of products"
         )
+    for kind in steps:
+        _print_contestant(case, kind, clocks, ceilings[_dtype_name(kind)].seconds)
 
 
-def _ratios(kind: str, peers: list[str], clocks: tuple[dict[str, list[float]], ...]) -> str:
-    """Return how many times faster than the best peer, by each clock."""
+def _print_contestant(case: Case, kind: str, clocks: dict[str, Clocks], products_seconds: float) -> None:
+    seconds, busy = statistics.median(clocks[kind].wall), statistics.median(clocks[kind].processor)
+    print(
+        f"  {kind:13} {case.num_tokens / seconds:8,.0f} tokens/s, {seconds * 1e3:7.1f} ms"
+        f" ({busy * 1e3:.1f} ms of processor time), {products_seconds / busy:.0%} of the {_dtype_name(kind)} ceiling"
+        f"{_ratios(kind, clocks)}",
+        flush=True,
+    )
+
+
+def _ratios(kind: str, clocks: dict[str, Clocks]) -> str:
+    """Return how many times faster than the best peer, and than the eager one, by each clock."""
+    peers = [peer for peer in clocks if peer.startswith("hf")]
     if kind in peers or not peers:
         return ""
-    found = [min(statistics.median(times[peer]) for peer in peers) / statistics.median(times[kind]) for times in clocks]
-    return f", {found[0]:.2f} x the best peer ({found[1]:.2f} x by processor time)"
+    wall = {one: statistics.median(clocks[one].wall) for one in clocks}
+    processor = {one: statistics.median(clocks[one].processor) for one in clocks}
+    found = [min(times[peer] for peer in peers) / times[kind] for times in (wall, processor)]
+    text = f", {found[0]:.2f} x the best peer ({found[1]:.2f} x by processor time)"
+    return text + (f", {wall['hf'] / wall[kind]:.2f} x eager fp32" if "hf" in peers else "")
+
+
+def _dtype_name(kind: str) -> str:
+    import torch
+
+    if kind.startswith("ours"):
+        return "bf16" if our_dtype() == torch.bfloat16 else "fp32"
+    return "bf16" if kind == "hf-bf16" else "fp32"
 
 
 def our_dtype():  # noqa: ANN201 - torch is imported late
@@ -136,7 +196,7 @@ def make_ours(case: Case, kind: str) -> Step:
     learner = Learner(shape, Recipe(), 0, Compute(dtype=our_dtype(), compiled=kind == "ours-compiled")).initialise()
     size = (1, case.sequences, case.window + 1)
     windows = np.random.default_rng(0).integers(0, case.vocabulary, size)
-    return lambda: learner.take_step(windows, 1.0) and None
+    return lambda: learner.take_step(windows, 1.0)
 
 
 def make_huggingface(case: Case, kind: str) -> Step:
@@ -171,31 +231,36 @@ def make_huggingface(case: Case, kind: str) -> Step:
     return step
 
 
-def products_seconds(case: Case, dtype) -> float:  # noqa: ANN001 - torch is imported late
-    """Return the seconds of a step's matrix products alone: forward and both gradients of every linear layer."""
-    rows, width = case.num_tokens, case.width
-    layer = sum(_product_seconds(rows, *size, dtype) for size in _layer_sizes(width))
-    # The head in blocks of rows, as its logits would not fit: seconds a row are what counts.
-    block = min(rows, 512)
-    head = _product_seconds(block, width, case.vocabulary, dtype) * rows / block
-    return layer * case.layers + head
+class Ceiling:
+    """The products of one layer and of some rows of the head, which make up those of a step."""
+
+    def __init__(self, case: Case, dtype) -> None:  # noqa: ANN001 - torch is imported late
+        self._case = case
+        self._head_rows = min(case.num_tokens, _HEAD_ROWS)
+        self._layer_products = [_products(case.num_tokens, *size, dtype) for size in case.linear_sizes]
+        self._head_products = _products(self._head_rows, case.width, case.vocabulary, dtype)
+        self._layer, self._head = Clocks(), Clocks()
+
+    def turn(self) -> None:
+        """Take the time three times."""
+        for _ in range(3):
+            self._layer.time(lambda: [products() for products in self._layer_products])
+            self._head.time(self._head_products)
+
+    @property
+    def seconds(self) -> float:
+        """Processor seconds of all products of a step."""
+        layer, head = (statistics.median(clocks.processor) for clocks in (self._layer, self._head))
+        return layer * self._case.layers + head * self._case.num_tokens / self._head_rows
 
 
-def _layer_sizes(width: int) -> tuple[tuple[int, int], ...]:
-    return (width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)
-
-
-def _product_seconds(rows: int, num_in: int, num_out: int, dtype) -> float:  # noqa: ANN001
+def _products(rows: int, num_in: int, num_out: int, dtype) -> Step:  # noqa: ANN001
+    """Return what computes a linear layer's product and both its gradients."""
     import torch
 
     x, weight = torch.randn(rows, num_in, dtype=dtype), torch.randn(num_out, num_in, dtype=dtype)
     grad = torch.randn(rows, num_out, dtype=dtype)
-    times = []
-    for _ in range(8):
-        start = time.process_time()
-        _ = x @ weight.t(), grad @ weight, grad.t() @ x
-        times.append((time.process_time() - start) / torch.get_num_threads())
-    return statistics.median(times)
+    return lambda: (x @ weight.t(), grad @ weight, grad.t() @ x)
 
 
 if __name__ == "__main__":

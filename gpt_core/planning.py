@@ -11,6 +11,7 @@ from typing import Literal
 
 from gpt_core.errors import ResourceError, SettingsError
 from gpt_core.presets import ModelShape
+from gpt_core.training_plan import TrainingPlan
 
 Formula = Literal["6N", "palm"]
 
@@ -286,3 +287,83 @@ class CorpusNeeds:
     def shard_bytes(self) -> float:
         """Bytes of the tokens in the shards: two each up to 65,536 ids, else four."""
         return self.num_tokens * (2 if self.vocabulary_size <= 1 << 16 else 4)
+
+
+# What `herd pretrain` expects of its own run. The shares of the rate are guesses from other runs: on GPUs of the
+# dense 16-bit peak, as in `herd plan`; on CPUs of what matrix products alone reach, which is measured at the start
+# (this project's steps were 0.55 to 0.75 of it, Xeon without AMX, 2026-11-23).
+GPU_SHARE = 0.4
+CPU_SHARE = 0.6
+PROCESS_BYTES = 0.5e9  # an interpreter with torch and Ray, before it trains
+# Values of width d that a layer keeps a token for its backward pass: the stream twice, both LayerNorms' outputs, q, k,
+# v, what attention gives, and the MLP's inside before and after GELU, 4 d each.
+KEPT_VALUES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a training run is expected to reach, said before it starts."""
+
+    num_workers: int
+    num_tokens: int
+    tokens_per_second: float
+    """Over all workers."""
+    seconds: float
+    """In steps: evaluations and checkpoints come on top."""
+    worker_hours: float
+    """What a provider bills, where a worker is a GPU."""
+    peak_memory_bytes: float
+    """Of one worker: on a GPU what is allocated there, else the process's."""
+    checkpoint_bytes: int
+    rate_from: str
+    """Where the rate is from, for people."""
+
+
+def expect(plan: TrainingPlan, num_workers: int, flops_a_second: float, value_bytes: int) -> Expected:
+    """Return what to expect of a run of `herd pretrain`.
+
+    Args:
+        plan: The run.
+        num_workers: Workers it starts with.
+        flops_a_second: A worker's rate: a GPU's published peak, or a CPU's rate of matrix products.
+        value_bytes: Of a number it computes with: 2 or 4.
+    """
+    on_gpu = plan.device == "gpu"
+    share = GPU_SHARE if on_gpu else CPU_SHARE
+    num_tokens = plan.tokens_after(plan.num_steps)
+    flops_a_token = plan.shape.flops_a_token(plan.window_tokens) if on_gpu else 6.0 * plan.shape.num_parameters
+    tokens_per_second = num_workers * share * flops_a_second / flops_a_token
+    seconds = num_tokens / tokens_per_second
+    origin = "published peak, with attention's FLOPs (PaLM)" if on_gpu else "products measured at the start, 6 N"
+    return Expected(
+        num_workers=num_workers,
+        num_tokens=num_tokens,
+        tokens_per_second=tokens_per_second,
+        seconds=seconds,
+        worker_hours=num_workers * seconds / 3600,
+        peak_memory_bytes=worker_bytes(plan, num_workers, value_bytes),
+        checkpoint_bytes=checkpoint_bytes(plan.shape),
+        rate_from=f"{share:.0%} of {flops_a_second / 1e9:,.0f} GFLOP/s a worker, {origin}",
+    )
+
+
+def worker_bytes(plan: TrainingPlan, num_workers: int, value_bytes: int) -> float:
+    """Return the memory of one worker of `herd pretrain`, by what it keeps.
+
+    Masters and moments 12 N, over the workers where they are sharded; the weights computed with, where they are
+    others, and a micro-batch's gradients; the levels of the tree that adds them; the copies that a checkpoint is
+    written from, on CPUs; 16 b T d values a layer, or one and a layer's 16 where blocks are recomputed.
+    """
+    shape = plan.shape
+    num_parameters, ways = shape.num_parameters, 1 if plan.sharding == "none" else num_workers
+    levels = 1 + (max(1, plan.num_micro_batches // num_workers) - 1).bit_length()
+    kept = shape.n_layer * KEPT_VALUES
+    if plan.activation_checkpointing:
+        kept = shape.n_layer + KEPT_VALUES
+    state = OPTIMIZER_BYTES * num_parameters / ways
+    if value_bytes != 4 or plan.sharding != "none":
+        state += value_bytes * num_parameters
+    gradients = (value_bytes + 4 * levels) * num_parameters
+    activations = float(kept * value_bytes * plan.micro_batch_tokens * shape.n_embd)
+    on_host = 0.0 if plan.device == "gpu" else PROCESS_BYTES + CHECKPOINT_BYTES * num_parameters
+    return state + gradients + activations + on_host

@@ -1,7 +1,14 @@
 """Promises of the benchmarks that no measurement shows."""
 
+import re
 import subprocess
 import sys
+
+import pytest
+import torch
+
+from benchmarks import gpu_train
+from gpt_core.presets import PRESETS
 
 _ALONE = """
 import sys
@@ -13,15 +20,42 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 import benchmarks.gpu_train
-import torch
-from gpt_core.presets import ModelShape
-compute = benchmarks.gpu_train.Compute(torch.device("cpu"), torch.float32, "fast")
-learner = benchmarks.gpu_train.Learner(ModelShape(1, 2, 16, 8, 50), benchmarks.gpu_train.Recipe(), 0, compute)
-print(learner.initialise().take_step(benchmarks.gpu_train.np.zeros((2, 3, 9), int), 1.0).loss)
+for reduction in ("fast", "exact"):
+    words = "--device cpu --shape 1 2 16 8 50 --sequences 3 --accumulate 2 --rounds 1 --contestants ours-eager"
+    benchmarks.gpu_train.main([*words.split(), "--reduction", reduction])
 """
 
 
 def test_the_gpu_benchmark_needs_torch_and_numpy_alone():
     done = subprocess.run([sys.executable, "-c", _ALONE], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert 3.8 < float(done.stdout) < 4.0  # ln 50 = 3.91
+    assert done.stdout.count("ours-eager") == 2
+    assert "1x2x16x8x50, CPU" in done.stdout
+    assert "MFU not known" in done.stdout
+
+
+def test_the_gpu_benchmark_states_its_mfu_by_the_formula_it_names(monkeypatch):
+    # GPT-2 at 1,024 tokens: 6 x (124,439,808 - 786,432) + 12 x 12 x 768 x 1024 = 855.2e6 FLOPs a token
+    monkeypatch.setattr(gpu_train, "peak_flops", lambda device: 989e12)
+    line = gpu_train._line(468_000, PRESETS["gpt2"].shape, torch.device("cpu"))
+    expected = "468,000 tokens/s, 400.2 TFLOP/s, 40.5% MFU (PaLM, 6 N + 12 L d T, of 989 TFLOP/s dense bf16)"
+    assert line.strip() == expected
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmarks_peer_learns_on_a_cpu_too(capsys):
+    pytest.importorskip("transformers", reason="pip install transformers (a dev dependency)")
+    words = "--device cpu --shape 1 2 16 8 50 --sequences 2 --accumulate 2 --rounds 1 --contestants hf ours-eager"
+    gpu_train.main(words.split())
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["hf", "ours-eager"]
+
+
+def test_the_bench_of_a_step_prints_ceilings_and_its_share_of_them():
+    words = "--quick --model tiny --contestants ours"
+    command = [sys.executable, "-m", "benchmarks.train_step", *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"ceiling fp32: [1-9]\d* GFLOP/s", done.stdout)
+    assert re.search(r"ceiling bf16: \d+ GFLOP/s", done.stdout)
+    assert re.search(r"ours +[\d,]+ tokens/s, .* of the (fp32|bf16) ceiling", done.stdout)
