@@ -20,8 +20,9 @@ from cluster.session import Cluster
 from gpt_core import checkpoint, manifest
 from gpt_core.checkpoint import Description
 from gpt_core.manifest import Manifest
+from gpt_core.presets import ModelShape
 from gpt_core.schedule import Recipe
-from gpt_core.settings import PretrainSettings
+from gpt_core.settings import FinetuneSettings, PretrainSettings, TrainSettings
 from gpt_core.sole_writer import sole_writer
 from gpt_core.training_plan import TrainingPlan, allowed_ranks, check_resume, check_vocabulary
 
@@ -63,9 +64,20 @@ def resolve(settings: PretrainSettings) -> Inputs:
     corpus = manifest.read(settings.corpus)
     shape = settings.model.shape(corpus.tokenizer.vocabulary_size)
     check_vocabulary(shape, corpus.tokenizer.name, corpus.tokenizer.vocabulary_size)
+    plan = plan_of(settings, settings.corpus, shape)
+    check_begun("pretrain", plan, corpus.root_digest)
+    return Inputs(plan, corpus)
+
+
+def plan_of(settings: PretrainSettings | FinetuneSettings, corpus: str, shape: ModelShape) -> TrainingPlan:
+    """Return the plan of a run over a corpus, as its settings say.
+
+    Raises:
+        SettingsError: If model, context and batch do not fit together.
+    """
     train = settings.train
-    plan = TrainingPlan(
-        corpus=settings.corpus,
+    return TrainingPlan(
+        corpus=corpus,
         output=settings.output,
         shape=shape,
         num_steps=train.num_steps,
@@ -91,18 +103,26 @@ def resolve(settings: PretrainSettings) -> Inputs:
         evaluate_sequences=train.evaluate_sequences,
         settings=settings.model_dump(mode="json"),
     )
-    newest, damage = _newest(settings.output)
+
+
+def check_begun(title: str, plan: TrainingPlan, corpus_digest: str | None) -> Description | None:
+    """Return the newest whole checkpoint in the plan's output folder, and say which were passed over.
+
+    Raises:
+        CheckpointError: If it is of a run with another plan or corpus.
+    """
+    newest, damage = newest_whole(plan.output)
     for sentence in damage:
-        say(f"pretrain: {sentence}")
+        say(f"{title}: {sentence}")
     if newest:
         begun = {"corpus_digest": newest.corpus_digest, **TrainingPlan.from_dict(newest.settings).identity()}
-        check_resume(settings.output, begun, {"corpus_digest": corpus.root_digest, **plan.identity()})
-    return Inputs(plan, corpus)
+        check_resume(plan.output, begun, {"corpus_digest": corpus_digest, **plan.identity()})
+    return newest
 
 
 def finished(settings: PretrainSettings, inputs: Inputs) -> Trained | None:
     """Return the run in the output folder if it has reached its last step, None if not."""
-    newest, _ = _newest(settings.output)
+    newest, _ = newest_whole(settings.output)
     if newest is None or newest.step < inputs.plan.num_steps:
         return None
     if settings.register and not is_registered(settings.output):
@@ -112,27 +132,31 @@ def finished(settings: PretrainSettings, inputs: Inputs) -> Trained | None:
 
 def perform(settings: PretrainSettings, inputs: Inputs, cluster: Cluster, run: Run) -> Trained:
     """Train to the plan's last step, through failures, and return what was made."""
-    train = settings.train
+    fit("pretrain", settings.train, inputs, cluster, run)
+    trained = _summary(settings.output)
+    record_checkpoints(run, settings.output, trained.weights_digest)
+    if settings.register:
+        register(run, settings.register, trained.checkpoint, Path(settings.output))
+    return trained
+
+
+def fit(title: str, train: TrainSettings, inputs: Inputs, cluster: Cluster, run: Run) -> None:
+    """Train until the plan is over, on the workers of Ray Train; the metrics go to the run."""
     cluster.require_cpus(
         train.fewest_workers * train.threads_per_worker, "train.num_workers x train.threads_per_worker"
     )
     uses_gpus = train.device == "gpu" or (train.device == "auto" and cluster.num_gpus >= train.fewest_workers)
     plan = replace(inputs.plan, device="gpu" if uses_gpus else "cpu")
     counts = allowed_ranks(plan, train.fewest_workers, train.most_workers)
-    output = Path(settings.output)
+    output = Path(plan.output)
     run.log_dataset(
-        "corpus/train", inputs.corpus.root_digest, settings.corpus, context="training",
+        "corpus/train", inputs.corpus.root_digest, plan.corpus, context="training",
         profile={"num_tokens": inputs.corpus.splits["train"].num_tokens},
     )  # fmt: skip
     run.follow(output / METRICS)
-    with sole_writer(output, _LOCK, _LOCK_PATIENCE_SECONDS), meter("pretrain", plan.num_steps, "steps") as shown:
+    with sole_writer(output, _LOCK, _LOCK_PATIENCE_SECONDS), meter(title, plan.num_steps, "steps") as shown:
         followed = _Followed(output / METRICS, shown)
-        Fitting(plan, _work, counts, train.max_failures, followed.show).run()
-    trained = _summary(settings.output)
-    _record(run, settings.output, trained)
-    if settings.register:
-        register(run, settings.register, trained.checkpoint, output)
-    return trained
+        Fitting(title, plan, _work, counts, train.max_failures, followed.show).run()
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -192,7 +216,7 @@ class _Followed:
             self._shown.show(records[-1]["step"], facts)
 
 
-def _newest(output: str) -> tuple[Description | None, list[str]]:
+def newest_whole(output: str) -> tuple[Description | None, list[str]]:
     """Return the newest whole checkpoint's description, and what is wrong with those passed over."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -215,12 +239,13 @@ def _summary(output: str) -> Trained:
     )
 
 
-def _record(run: Run, output: str, trained: Trained) -> None:
+def record_checkpoints(run: Run, output: str, weights_digest: str) -> None:
+    """Record every checkpoint of the output folder, which of them the run made, and the curves of its losses."""
     for path in checkpoint.list_paths(output):
         found = checkpoint.read_description(path)
         digest = checkpoint.weights_digest(path)
         chosen = {name: value for name, value in found.metrics.items() if name in ("loss", "validation_loss")}
         tags = {"herd.checkpoint": digest, "herd.corpus": found.corpus_digest or "", "path": str(path)}
         run.log_model(path.name, step=found.step, metrics=chosen, tags=tags)
-    run.set_tags({"herd.checkpoint": trained.weights_digest})
+    run.set_tags({"herd.checkpoint": weights_digest})
     run.log_loss_plot()

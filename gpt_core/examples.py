@@ -4,7 +4,7 @@ Read by the worker that tokenizes them. Every record becomes either an example o
 records. Positions are bytes of the decompressed file, or rows of a parquet file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from gpt_core.byte_stream import RawFile
 from gpt_core.document_batch import ReadingOptions, Reject
@@ -24,6 +25,7 @@ from gpt_core.storage import Storage, is_url
 MAX_EXAMPLE_BYTES = 1 << 20
 """A longer record is set aside unread; no model here has a context for it."""
 _ROWS = 1024
+_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,3 +148,13 @@ def _fault(record: dict[str, Any], name: str, *, may_be_empty: bool) -> str | No
     if not value.strip() and not may_be_empty:
         return f"found an empty text in {name!r}; expected at least one character"
     return None
+
+
+def digest_of(files: Sequence[SourceFile]) -> str:
+    """Return the xxh3_128 of the files' contents as stored, so that a change of any of them is seen."""
+    digest = xxhash.xxh3_128()
+    for file in files:
+        with RawFile(file) as raw:
+            while data := raw.read(_READ_BYTES):
+                digest.update(data)
+    return digest.hexdigest()

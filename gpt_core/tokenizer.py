@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -27,6 +28,7 @@ Backend = Literal["auto", "tiktoken", "gigatoken"]
 Ids = NDArray[np.unsignedinteger]
 IdType = type[np.uint16] | type[np.uint32]
 GPT2_PATTERN = openai_public.r50k_pat_str
+_BYTE_RANKS = {bytes([byte]): byte for byte in range(256)}
 PUBLISHED = ("gpt2", "bytes", "music")
 """Names of tokenizers that every installation has; any other name is that of a ranks file."""
 
@@ -213,6 +215,33 @@ class ByteTokenizer:
         end = END_OF_TEXT.encode("ascii")
         known = (_known_id(token, self) for token in ids)
         return b"".join(end if token == self.end_of_text else bytes([token]) for token in known)
+
+
+@dataclass(frozen=True, slots=True)
+class GrownVocabulary:
+    """A tokenizer's vocabulary with further special tokens, before it is written."""
+
+    tokenizer: Tokenizer
+    ranks: dict[bytes, int]
+    specials: tuple[str, ...]
+
+    @staticmethod
+    def of(tokenizer: Tokenizer, specials: Sequence[str]) -> "GrownVocabulary":
+        """Return a vocabulary with the special tokens, those it has already left where they are."""
+        added = tuple(special for special in specials if special not in tokenizer.specials)
+        known = tokenizer.ranks if isinstance(tokenizer, TiktokenTokenizer) else _BYTE_RANKS
+        return GrownVocabulary(tokenizer, known, tokenizer.specials + added)
+
+    @property
+    def size(self) -> int:
+        """Number of ids, end of text and special tokens included."""
+        return self.tokenizer.end_of_text + 1 + len(self.specials)
+
+    @property
+    def digest(self) -> str:
+        """The digest of the tokenizer that reads it."""
+        unchanged = self.specials == self.tokenizer.specials
+        return self.tokenizer.digest if unchanged else digest_ranks(self.ranks, GPT2_PATTERN, self.specials)
 
 
 def without_surrogates(text: str) -> str:

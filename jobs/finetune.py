@@ -1,0 +1,27 @@
+"""Teach a checkpoint a task by examples, into checkpoints."""
+
+from gpt_core.settings import FinetuneJob
+from jobs import cli
+
+SETTINGS = FinetuneJob
+
+
+def main(settings: FinetuneJob) -> str:
+    """Fine-tune and return the summary for people."""
+    from cluster import finetuning
+    from cluster.registering import with_local_checkpoint
+    from cluster.stages import run_alone
+
+    settings = with_local_checkpoint(settings)
+    done = run_alone("finetune", finetuning, settings)
+    held_out = "nothing held out" if done.validation_loss is None else f"loss {done.validation_loss:.3f} on held-out"
+    return (
+        f"{settings.output}: {done.num_examples:,} examples, {done.num_rejected:,} set aside, "
+        f"{done.num_steps:,} steps\n"
+        f"best checkpoint {done.checkpoint}: step {done.step:,}, {held_out}\n"
+        f"weights digest {done.weights_digest}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run_module(__file__)
