@@ -38,7 +38,7 @@ def take(database: Path, picture: Path) -> None:
             experiment, run = _newest_training_run(uri)
             page = f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs/{run}/model-metrics"
             picture.parent.mkdir(exist_ok=True)
-            _photograph(page, picture, Path(place) / "profile")
+            photograph(page, picture, Path(place) / "profile")
         finally:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
@@ -81,11 +81,12 @@ def _newest_training_run(uri: str) -> tuple[str, str]:
     return newest.info.experiment_id, newest.info.run_id
 
 
-def _photograph(page: str, picture: Path, profile: Path) -> None:
+def photograph(page: str, picture: Path, profile: Path, window: str = _WINDOW) -> None:
+    """Write a picture of a page as Chromium shows it in a window of this width and height."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome") or "chromium"
     subprocess.run(
         [
-            chromium, *_CHROMIUM_FLAGS, f"--user-data-dir={profile}", f"--window-size={_WINDOW}",
+            chromium, *_CHROMIUM_FLAGS, f"--user-data-dir={profile}", f"--window-size={window}",
             f"--virtual-time-budget={_VIRTUAL_MILLISECONDS}", f"--screenshot={picture}", page,
         ],
         check=True, timeout=_PATIENCE_SECONDS, capture_output=True,

@@ -25,7 +25,7 @@ export function buildGenerate() {
   const page = el("div", { class: "card" }, written, el("div", { class: "written-foot" }, said, keep),
     el("p", { class: "note key-note" }, el("i", { class: "swatch likely" }), "as expected", el("i", { class: "swatch surprising" }),
       "a surprise; hover for its probability"));
-  return { root: el("div", { class: "columns" }, page, side), render: sliders.render, show: null };
+  return { root: el("div", { class: "columns controls-first" }, page, side), render: sliders.render, show: null };
 }
 
 function field(id, label, input) {
@@ -40,8 +40,8 @@ async function write(parts) {
   stop.disabled = false;
   keep.hidden = true;
   visibleProblem(null);
-  parts.whole = state.text;
-  written.replaceChildren(el("span", { class: "given" }, state.text));
+  parts.whole = state.answer?.model.is_music ? `${state.text.trimEnd()} ` : state.text;
+  written.replaceChildren(el("span", { class: "given" }, parts.whole));
   said.textContent = "reading the text …";
   const progress = { tokens: 0, begun: null, ended: performance.now(), reason: null };
   try {
@@ -53,7 +53,7 @@ async function write(parts) {
   } finally {
     start.disabled = false;
     stop.disabled = true;
-    keep.hidden = parts.whole === state.text;
+    keep.hidden = progress.tokens === 0;
   }
 }
 

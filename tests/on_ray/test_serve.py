@@ -1,13 +1,16 @@
 """``herd serve`` on a real Ray, called by OpenAI's own client."""
 
 import concurrent.futures
+import json
 import socket
 import time
+import urllib.error
 import urllib.request
 from types import SimpleNamespace
 from typing import Any
 
 import openai
+import orjson
 import pytest
 import ray
 import ray.util
@@ -19,12 +22,14 @@ from gpt_core.checkpoint import Description
 from gpt_core.engine import Engine, EngineOptions
 from gpt_core.errors import ResourceError
 from gpt_core.generation import GenerationRequest, Sampling
+from gpt_core.inspection import Inspector, Query
 from gpt_core.model import GPT
 from gpt_core.presets import ModelShape
 from gpt_core.settings import EngineSettings, ServeSettings
 from gpt_core.tokenizer import load_tokenizer
 
 SLOTS, QUEUE = 4, 6
+NUMPY = orjson.OPT_SERIALIZE_NUMPY
 TOKENIZER = load_tokenizer("bytes")
 SHAPE = ModelShape(2, 2, 32, num_positions=1024, vocabulary_size=TOKENIZER.vocabulary_size)
 LONG = {"model": "tiny", "prompt": "x", "max_tokens": 1000, "seed": 1}
@@ -173,6 +178,28 @@ def test_readiness_says_yes(service):
         assert answer.status == 200
 
 
+def test_the_page_is_served_and_its_numbers_are_the_model_s(service, run_folder):
+    loaded = checkpoint.load(run_folder)
+    query = Query(tuple(b"hello"), ("next", "attention", "step"), None, 1, 1)
+    expected = orjson.dumps(Inspector(loaded.weights, loaded.shape, TOKENIZER).inspect(query), option=NUMPY)
+    with urllib.request.urlopen(f"{service.address}/", timeout=10) as page:
+        assert "<title>gpt-herd</title>" in page.read().decode()
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+    body = {"prompt": "hello", "show": query.parts, "layer": 1, "head": 1}
+    given = json.loads(_ask(service, body))
+    assert {name: given[name] for name in json.loads(expected)} == json.loads(expected)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        _ask(service, {"prompt": "hello", "layer": 2})
+    assert json.loads(caught.value.read())["error"]["param"] == "layer"
+
+
+def _ask(service, body):
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{service.address}/v1/inspect", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return answer.read()
+
+
 def test_a_stream_whose_client_left_is_cancelled(client, service):
     before = _wait_until_idle(service)
     with client.completions.create(**LONG, stream=True) as stream:
@@ -189,13 +216,12 @@ def test_an_unstreamed_request_whose_client_left_is_cancelled(client, service):
     assert after.drawn_tokens - before.drawn_tokens < 900
 
 
-def test_a_full_service_answers_503_and_has_room_again_later(client, service):
+def test_a_full_service_answers_429_and_has_room_again_later(client, service):
     _wait_until_idle(service)
     streams = [client.completions.create(**{**LONG, "n": 5}, stream=True) for _ in range(2)]
-    with pytest.raises(openai.InternalServerError) as caught:
+    with pytest.raises(openai.RateLimitError) as caught:
         client.completions.create(model="tiny", prompt="a")
-    assert caught.value.status_code == 503
-    assert caught.value.code == "overloaded"
+    assert caught.value.code == "queue_full"
     assert int(caught.value.response.headers["retry-after"]) >= 1
     for stream in streams:
         stream.close()
