@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gpt_core.music import STEPS_PER_SECOND, Note
 
@@ -10,7 +11,7 @@ _MOST_SECONDS = 60
 
 
 def draw_rolls(performances: Sequence[tuple[str, Sequence[Note]]], path: Path) -> None:
-    """Write a PNG with a row for each title and its notes, the first minute of it."""
+    """Write a PNG with a row for each title and its notes, one at least, the first minute of them."""
     # The object interface: pyplot would keep global state and could pick a backend with windows.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -27,11 +28,11 @@ def draw_rolls(performances: Sequence[tuple[str, Sequence[Note]]], path: Path) -
             linewidth=3.5,
         )
         _label(axes, title, shown)
-    axes.set_xlabel("seconds")
+    figure.axes[-1].set_xlabel("seconds")
     FigureCanvasAgg(figure).print_png(str(path))
 
 
-def _label(axes: object, title: str, notes: Sequence[Note]) -> None:
+def _label(axes: Any, title: str, notes: Sequence[Note]) -> None:
     """Name the octaves between the lowest and the highest note, half of one around them."""
     low = min((note.pitch for note in notes), default=60) - _OCTAVE // 2
     high = max((note.pitch for note in notes), default=60) + _OCTAVE // 2

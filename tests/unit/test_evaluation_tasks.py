@@ -143,6 +143,19 @@ def test_cloze_choices_are_scored_with_the_text_behind_the_blank(run_folder, pee
     assert (metrics["num_items"], metrics["answer_num_items"]) == (2, 1)
 
 
+def test_the_answer_of_greedy_decoding_is_right_and_another_wrong(run_folder, peer, tmp_path):
+    contexts = [" ".join(("herd", "over", "hill", "dawn")[: 1 + i % 4]) + chr(97 + i % 26) for i in range(60)]
+    likeliest = [peer(list(context.encode()))[-1].argmax().item() for context in contexts]
+    says = {context: chr(best) for context, best in zip(contexts, likeliest, strict=True) if 33 <= best < 127}
+    assert says  # some context of these is followed by a character
+    rows = [{"text": f"{context}____", "answer": said} for context, said in says.items()]
+    rows += [{"text": f"{context}____", "answer": "%" if said != "%" else "&"} for context, said in says.items()]
+    task = Task("c", "cloze", write_lines(tmp_path / "c.jsonl", rows), Wording("cloze"))
+    metrics, found, _ = evaluate(run_folder, tmp_path, task)
+    assert [row["is_greedy"] for row in found] == [True] * len(says) + [False] * len(says)
+    assert metrics["acc"] == 0.5
+
+
 @pytest.mark.parametrize("stride", [None, 16, 1])
 def test_text_is_scored_token_by_token_in_a_sliding_context(run_folder, peer, tmp_path, stride):
     texts = [

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gpt_core.document_batch import Document, ReadingOptions
 from gpt_core.documents import read_documents
 from gpt_core.errors import SettingsError
+from gpt_core.huggingface import write_tokenizer
 from gpt_core.midi import DamagedMidiError, read_midi, write_midi
 from gpt_core.music import NUM_EVENTS, WORDS, Note, bin_velocity, events_of, notes_of, text_of, velocity_bin, with_pedal
 from gpt_core.settings import TokenizeSettings
@@ -136,6 +137,15 @@ def test_the_music_tokenizer_reads_words_and_names_those_it_does_not_know():
     assert (flat.tolist(), offsets.tolist(), flat.dtype) == ([356, 0, 128], [0, 1, 1, 3], np.uint16)
     with pytest.raises(SettingsError, match="found the word 'c4'; expected events such as v16"):
         tokenizer.encode("v16 c4")
+
+
+def test_an_exported_vocabulary_reads_the_same_words(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="pip install transformers (a dev dependency)")
+    write_tokenizer(tmp_path, "music", 64)
+    exported = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "v22 on60 on64 t50 off60 t1 off64"
+    assert exported(text)["input_ids"] == load_tokenizer("music").encode(text).tolist()
+    assert (exported.eos_token_id, len(exported)) == (388, 389)
 
 
 def test_kind_midi_takes_the_music_vocabulary():
