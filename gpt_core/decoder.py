@@ -123,8 +123,8 @@ class Decoder:
     def decode(self, cache: KVCache, tokens_R: Tensor, positions_R: Tensor, slots: range, key_step: int) -> Tensor:
         """Store one token's keys and values in each slot of ``slots`` and return fp32 logits_RV.
 
-        Logits of ids past the vocabulary are -inf. Each block of the cache attends to the least
-        multiple of ``key_step``, itself one of KEY_STEP, that exceeds its positions; it changes no bit of a row.
+        Logits of ids past the vocabulary are -inf. Each block of the cache attends to the least multiple
+        of ``key_step`` that exceeds its positions: one of KEY_STEPS, or the cache's length. It changes no bit of a row.
         """
         x_RC = self._embed(tokens_R.to(self.device), positions_R.to(self.device))
         spans = list(self._spans(cache, positions_R, slots, key_step))

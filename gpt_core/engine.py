@@ -24,9 +24,9 @@ from torch import Tensor
 from gpt_core.decoder import CHUNK_TOKENS, Chunk
 from gpt_core.errors import CheckpointError, ResourceError, UserError
 from gpt_core.generation import Completion, GenerationRequest, TokenEvent, TokenLogprob
-from gpt_core.kv_cache import KEY_STEP, KVCache, round_up
+from gpt_core.kv_cache import GROWTH_POSITIONS, KVCache, round_up
 from gpt_core.linear_kernels import can_compute_int8
-from gpt_core.precision import choose_dtype
+from gpt_core.precision import can_compute_bf16, choose_dtype
 from gpt_core.presets import ModelShape
 from gpt_core.sampling import MAX_VOCABULARY, draw, penalise, token_logprobs
 from gpt_core.self_check import ShapeClasses, Target, checked_decoder
@@ -48,8 +48,8 @@ class EngineOptions:
     """Most prompt chunks of 32 tokens a step stores: more finishes prompts sooner, and makes
     the samples that are already being drawn wait longer for their next token."""
     precision: str = "auto"
-    """"fp32", "bf16", "int8" (products with weights on a CPU with VNNI; attention as in "auto"), or "auto": bf16
-    where the device has matrix units for it."""
+    """"fp32", "bf16", "auto" (bf16 where the device has matrix units for it) or "int8": products with weights, on
+    a CPU with VNNI; attention in bf16 where that has instructions."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ class Engine:
         self.tokenizer = tokenizer
         weights, shape = _without_padding(weights, shape, tokenizer)
         self.window_tokens = min(self.options.window_tokens or shape.num_positions, shape.num_positions)
-        num_positions = round_up(self.window_tokens, KEY_STEP)
+        num_positions = round_up(self.window_tokens, GROWTH_POSITIONS)
         device = torch.device(self.options.device)
         target = _target(self.options.precision, device)
         self._decoder, self.classes = checked_decoder(weights, shape, num_positions, self.options.slots, target)
@@ -349,7 +349,7 @@ def _target(precision: str, device: torch.device) -> Target:
     if not can_compute_int8(device):
         found = f"int8 on a {device.type} without fast and exact products of it"
         raise ResourceError("engine.precision", found, "a CPU with VNNI instructions", "use auto")
-    return Target(device, choose_dtype("auto", device), is_int8=True)
+    return Target(device, torch.bfloat16 if can_compute_bf16(device) else torch.float32, is_int8=True)
 
 
 def _smallest_holding(classes: tuple[int, ...], count: int) -> int:

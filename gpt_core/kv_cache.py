@@ -10,11 +10,11 @@ import torch
 
 from gpt_core.presets import ModelShape
 
-KEY_STEP = 64
-"""Numbers of keys attended to are multiples of this: fewer shapes, and the bits of a row do
-not change with the padding (seen for multiples of 16; checked when an engine loads)."""
-
-
+KEY_STEPS = (16, 64)
+"""Numbers of keys attended to are multiples of one of these: the bits of a row then do not change with the padding
+(seen for multiples of 16; checked when an engine loads, which takes the first that holds)."""
+GROWTH_POSITIONS = 64
+"""Memory is taken for multiples of this."""
 BLOCK_SLOTS = 16
 """Slots that grow together. One long sequence costs its own block memory and time, not all slots."""
 
@@ -25,7 +25,7 @@ class CacheBlock:
     Args:
         shape: The model's sizes.
         slots: The slots of the cache that are this block's rows.
-        max_positions: What L may grow to, a multiple of KEY_STEP.
+        max_positions: What L may grow to, a multiple of GROWTH_POSITIONS.
         dtype: Of keys and values.
         device: Where they are.
     """
@@ -35,7 +35,7 @@ class CacheBlock:
     ) -> None:
         self.slots = slots
         self._max_positions = max_positions
-        size = (len(slots), shape.n_head, KEY_STEP, shape.head_width)
+        size = (len(slots), shape.n_head, GROWTH_POSITIONS, shape.head_width)
         self.keys = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.n_layer)]
         self.values = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.n_layer)]
 
@@ -55,7 +55,7 @@ class CacheBlock:
         if num_positions <= self.num_positions:
             return
         assert num_positions <= self._max_positions
-        grown = max(round_up(num_positions, KEY_STEP), min(2 * self.num_positions, self._max_positions))
+        grown = max(round_up(num_positions, GROWTH_POSITIONS), min(2 * self.num_positions, self._max_positions))
         for tensors in (self.keys, self.values):
             for index, old_SHLD in enumerate(tensors):
                 num_slots, num_heads, num_old, head_width = old_SHLD.shape
@@ -70,7 +70,7 @@ class KVCache:
     Args:
         shape: The model's sizes.
         num_slots: How many sequences it holds.
-        max_positions: Positions a sequence can take; rounded up to a multiple of KEY_STEP.
+        max_positions: Positions a sequence can take; rounded up to a multiple of GROWTH_POSITIONS.
         dtype: Of keys and values.
         device: Where they are.
     """
@@ -79,7 +79,7 @@ class KVCache:
         self, shape: ModelShape, num_slots: int, max_positions: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.num_slots = num_slots
-        self.max_positions = round_up(max_positions, KEY_STEP)
+        self.max_positions = round_up(max_positions, GROWTH_POSITIONS)
         self.blocks = [
             CacheBlock(shape, range(start, min(start + BLOCK_SLOTS, num_slots)), self.max_positions, dtype, device)
             for start in range(0, num_slots, BLOCK_SLOTS)

@@ -27,7 +27,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
         return torch.float32
     if precision == "auto":
         return torch.bfloat16 if has_bf16_matrix_units(device) else torch.float32
-    if not has_bf16_matrix_units(device) and not _has_bf16_vectors(device):
+    if not can_compute_bf16(device):
         raise ResourceError(
             "train.precision",
             f"bf16 on a {device.type} without bf16 instructions",
@@ -44,16 +44,17 @@ def has_bf16_matrix_units(device: torch.device) -> bool:
     return device.type == "cpu" and _cpu_has("_is_amx_tile_supported")
 
 
+def can_compute_bf16(device: torch.device) -> bool:
+    """Say whether the device has instructions for bf16, with or without matrix units."""
+    return has_bf16_matrix_units(device) or (device.type == "cpu" and _cpu_has("_is_avx512_bf16_supported"))
+
+
 def peak_flops(device: torch.device) -> float | None:
     """Return the dense bf16 peak in FLOP/s; None where it is not known: no MFU rather than a wrong one."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
-
-
-def _has_bf16_vectors(device: torch.device) -> bool:
-    return device.type == "cpu" and _cpu_has("_is_avx512_bf16_supported")
 
 
 def _cpu_has(question: str) -> bool:

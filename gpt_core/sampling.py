@@ -28,7 +28,7 @@ VOCABULARY_STEP = 128
 WEIGHT_UNITS = 2.0**36
 MAX_VOCABULARY = 2**17
 """2^17 weights of at most 2^36 add up to at most 2^53, the last exact whole number of a float64."""
-RANK_WIDTHS = (128, 2048)
+RANK_WIDTHS = (64, 128, 2048)
 """Numbers of candidates tried before the whole vocabulary is ranked."""
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # splitmix64's constants (Steele et al. 2014) as signed numbers
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)

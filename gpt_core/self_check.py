@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpt_core.decoder import CHUNK_TOKENS, Chunk, Decoder
-from gpt_core.kv_cache import KEY_STEP, KVCache
+from gpt_core.kv_cache import GROWTH_POSITIONS, KEY_STEPS, KVCache, round_up
 from gpt_core.linear_kernels import Kernel, can_pack
 from gpt_core.presets import ModelShape
 
@@ -28,7 +28,9 @@ REFERENCE_CHUNKS = 4
 CHUNK_CLASSES = (1, 2, 4)
 KEY_CHECK_ROWS = 8
 PROBE_LAYERS = 2
-PROBE_POSITIONS = 48  # positions of the probing rows; all below KEY_STEP
+PROBE_POSITIONS = 48  # positions of the probing rows
+REFERENCE_KEYS = GROWTH_POSITIONS
+LONG_KEYS = (256, 576)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +98,14 @@ def agreed_classes(weights: Mapping[str, Tensor], decoder: Decoder, num_position
     useful = [rows for rows in ROW_CLASSES if rows <= max(num_rows, REFERENCE_ROWS)]
     rows = tuple(count for count in useful if probe.agrees_on_rows(count))
     chunks = tuple(count for count in CHUNK_CLASSES if probe.agrees_on_chunks(count))
-    lengths = sorted({min(length, num_positions) for length in (KEY_STEP, 256, 576, num_positions)})
-    keys_agree = all(probe.agrees_on_keys(length) for length in lengths)
+    key_step = next((step for step in KEY_STEPS if probe.agrees_on_multiples(step)), num_positions)
     dropped = [f"decode rows {count}" for count in useful if count not in rows]
     dropped += [f"prefill chunks {count}" for count in CHUNK_CLASSES if count not in chunks]
-    dropped += [] if keys_agree else ["padded numbers of keys"]
+    dropped += [f"multiples of {step} keys" for step in KEY_STEPS if step < key_step]
     return ShapeClasses(
         rows=rows or (REFERENCE_ROWS,),
         chunks=chunks or (REFERENCE_CHUNKS,),
-        key_step=KEY_STEP if keys_agree else num_positions,
+        key_step=key_step,
         dropped=tuple(dropped),
         is_invariant=REFERENCE_ROWS in rows and REFERENCE_CHUNKS in chunks,
     )
@@ -123,13 +124,13 @@ class _Probe:
         self._tokens = self._random(shape.vocabulary_size, num_rows)
         self._positions = self._random(min(PROBE_POSITIONS, shape.num_positions), num_rows)
         self._past = torch.randn(
-            2, shape.n_layer, num_rows, shape.n_head, KEY_STEP, shape.head_width, generator=self._generator
+            2, shape.n_layer, num_rows, shape.n_head, REFERENCE_KEYS, shape.head_width, generator=self._generator
         ).to(decoder.dtype)
         self._chunks = [
             Chunk(0, 0, tuple(self._random(shape.vocabulary_size, CHUNK_TOKENS).tolist()))
             for _ in range(REFERENCE_CHUNKS)
         ]
-        self._expected = self._decode(torch.arange(REFERENCE_ROWS), KEY_STEP)
+        self._expected = self._decode(torch.arange(REFERENCE_ROWS), REFERENCE_KEYS)
         self._expected_chunks = self._prefill(range(REFERENCE_CHUNKS), REFERENCE_CHUNKS)
 
     def agrees_on_rows(self, count: int) -> bool:
@@ -137,14 +138,18 @@ class _Probe:
         shared = min(count, REFERENCE_ROWS)
         order = torch.arange(count)
         shuffled = torch.arange(count - 1, -1, -1)
-        in_order = torch.equal(self._decode(order, KEY_STEP)[:shared], self._expected[:shared])
-        back = self._decode(shuffled, KEY_STEP).flip(0)
+        in_order = torch.equal(self._decode(order, REFERENCE_KEYS)[:shared], self._expected[:shared])
+        back = self._decode(shuffled, REFERENCE_KEYS).flip(0)
         return in_order and torch.equal(back[:shared], self._expected[:shared])
 
-    def agrees_on_keys(self, num_keys: int) -> bool:
-        """Compare a few rows, because a cache of all rows at full length is large."""
+    def agrees_on_multiples(self, step: int) -> bool:
+        """Compare numbers of keys between one reference and the next, and long ones."""
+        near = range(round_up(PROBE_POSITIONS, step), 2 * REFERENCE_KEYS + 1, step)
+        lengths = sorted({min(length, self._num_positions) for length in (*near, *LONG_KEYS, self._num_positions)})
+        # A few rows, because a cache of all rows at full length is large.
         rows = torch.arange(KEY_CHECK_ROWS)
-        return torch.equal(self._decode(rows, num_keys), self._decode(rows, KEY_STEP))
+        expected = self._decode(rows, REFERENCE_KEYS)
+        return all(torch.equal(self._decode(rows, length), expected) for length in lengths)
 
     def agrees_on_chunks(self, count: int) -> bool:
         """Compare each chunk's stream in passes of ``count`` chunks, at both ends of the pass."""
@@ -166,7 +171,7 @@ class _Probe:
             for index in range(self._shape.n_layer):
                 block.keys[index].copy_(self._past[0][index, rows])
                 block.values[index].copy_(self._past[1][index, rows])
-        # The positions are below KEY_STEP, so that this step makes every block attend to num_keys.
+        # The positions are below num_keys, so that this step makes every block attend to it.
         return self._decoder.decode(cache, self._tokens[order], self._positions[order], range(len(order)), num_keys)
 
     def _prefill(self, order: range, count: int) -> Tensor:

@@ -39,7 +39,14 @@ def test_padding_that_changes_bits_makes_every_step_attend_to_the_whole_cache(mo
     spoil_decode(monkeypatch, lambda rows, num_keys: num_keys > 64)
     classes = make_classes()
     assert classes.key_step == 192
-    assert "padded numbers of keys" in classes.dropped
+    assert {"multiples of 16 keys", "multiples of 64 keys"} <= set(classes.dropped)
+
+
+def test_numbers_of_keys_between_larger_steps_are_given_up_where_only_they_change_bits(monkeypatch):
+    spoil_decode(monkeypatch, lambda rows, num_keys: num_keys % 64 != 0)
+    classes = make_classes()
+    assert classes.key_step == 64
+    assert classes.dropped == ("multiples of 16 keys",)
 
 
 def test_numbers_of_chunks_that_change_bits_are_dropped(monkeypatch):
