@@ -29,13 +29,13 @@ def micro_batches_of(step, shape=SHAPE, count=4):
     return generator.integers(0, shape.vocabulary_size, (count, 2, shape.num_positions + 1))
 
 
-def train_steps(ranks, num_steps, shape, recipe, **compute):
+def train_steps(ranks, num_steps, shape, recipe, *, count=4, **compute):
     """Train on a rank's share; return the digest and everything that is logged."""
     torch.set_num_threads(1)  # the bits of CPU kernels may depend on it, here and in the ranks' processes
     learner = Learner(shape, recipe, 7, Compute(**compute), ranks).initialise()
     reports = []
     for step in range(num_steps):
-        mine = np.array_split(micro_batches_of(step, shape), ranks.num_ranks)[ranks.rank]
+        mine = np.array_split(micro_batches_of(step, shape, count), ranks.num_ranks)[ranks.rank]
         reports.append(learner.take_step(mine, 1.0))
     return learner.digest(), reports
 
@@ -57,6 +57,26 @@ def test_muon_is_the_same_bits_on_any_ranks_too(tmp_path):
     recipe = Recipe(optimizer="muon", learning_rate=1e-2)
     alone = train_steps(Ranks(), 2, SHAPE, recipe)
     assert run_on_ranks(2, tmp_path, train_both_ways, 2, SHAPE, recipe) == [[alone, alone]] * 2
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_sharded_each_rank_keeps_its_part_of_the_optimizer_and_no_more(optimizer):
+    shape = ModelShape(4, 2, 64, 16, 67)
+    compute = Compute(sharding="optimizer", dtype=torch.bfloat16)
+    learners = [Learner(shape, Recipe(optimizer=optimizer), 7, compute, Ranks(rank, 4)) for rank in range(4)]
+    for name in ("weights", "first_moment", "second_moment"):
+        held = [getattr(learner.optimizer, name).numel() for learner in learners]
+        assert sum(held) == learners[0].layout.num_elements
+        assert max(held) < 0.3 * sum(held)
+
+
+def test_fast_reduction_shards_the_optimizer_over_three_ranks_too(tmp_path):
+    _, expected = train_steps(Ranks(), 3, STILL, RECIPE, reduction="fast", count=6)
+    ways = run_on_ranks(3, tmp_path, train_both_ways, 3, STILL, RECIPE, reduction="fast", count=6)
+    assert ways == ways[:1] * 3
+    for _, reports in ways[0]:
+        assert [r.loss for r in reports] == pytest.approx([r.loss for r in expected], rel=1e-5)
+        assert [r.grad_norm for r in reports] == pytest.approx([r.grad_norm for r in expected], rel=1e-5)
 
 
 def test_other_seeds_steps_and_micro_batches_drop_other_units():
