@@ -105,7 +105,7 @@ class Corpus:
         self.sources = tuple(self.manifest.weights)
         self.indexes = _indexes(self.manifest.shards, split, self.sources)
         self._max_open_shards = max_open_shards
-        self._cache = cache if is_url(folder) else None
+        self.cache = cache if is_url(folder) else None
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._held: dict[int, HeldShard] = {}
         self._first_batches: Integers | None = None
@@ -225,13 +225,13 @@ class Corpus:
 
     def _place(self, shard: int) -> str:
         """Return where to read a shard: its copy in the cache, or where it lies if there is no room for one."""
-        if self._cache is None:
+        if self.cache is None:
             return self.shard_path(shard)
         remote = self._remote(shard)
         # Half of the cache stays free for what is fetched ahead.
-        while self._readers and self._held_bytes() + remote.num_bytes > self._cache.max_bytes // 2:
+        while self._readers and self._held_bytes() + remote.num_bytes > self.cache.max_bytes // 2:
             self._close_oldest()
-        held = self._cache.hold(remote)
+        held = self.cache.hold(remote)
         if held is None:  # others hold what fills the cache
             return remote.url
         self._held[shard] = held

@@ -18,7 +18,7 @@ from pathlib import Path
 import xxhash
 
 from gpt_core.errors import CorpusError, ResourceError
-from gpt_core.storage import Storage
+from gpt_core.storage import Storage, is_url
 
 DEFAULT_CACHE_BYTES = 16 << 30
 _SUFFIX, _PART_SUFFIX = ".arrow", ".part"
@@ -34,6 +34,11 @@ class RemoteShard:
     url: str
     num_bytes: int
     digest: str
+
+
+def cache_for(place: str, folder: str | None, max_bytes: int | None) -> "ShardCache | None":
+    """Return a cache for the shards of a corpus in an object store; None for a local one, or for None bytes."""
+    return ShardCache(folder, max_bytes) if is_url(place) and max_bytes else None
 
 
 class HeldShard:

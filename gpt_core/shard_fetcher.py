@@ -22,7 +22,8 @@ class ShardFetcher:
 
     Args:
         cache: Gets the shards.
-        shards_of: Returns the shards a step reads, in the order in which it reads them; called on the thread alone.
+        shards_of: Returns the shards a step reads, in the order in which it reads them; called for one
+            step after another, on the thread alone.
         first_step: Where to begin.
         stop_step: Where to end.
         ahead_bytes: Bytes of the shards of all steps from the reader's on to the thread's; None is half of the cache.
@@ -70,7 +71,8 @@ class ShardFetcher:
         for step in self._steps:
             if not self._wait_until(lambda step=step: step < self._reading + _MOST_STEPS_AHEAD):
                 return
-            for shard in self._shards_of(step) if step >= self._reading else ():
+            shards = self._shards_of(step)
+            for shard in shards if step >= self._reading else ():
                 known = shard in self._ahead
                 if not (known or self._wait_until(lambda shard=shard: self._fits(shard))):
                     return

@@ -15,20 +15,21 @@ from gpt_core.errors import SettingsError
 from gpt_core.masked_windows import masked
 from gpt_core.order import Cells
 from gpt_core.packing import target_mask
+from gpt_core.shard_cache import ShardCache
 from gpt_core.shards import ShardReader
 
 PACKED = "pack_tokens"
 """The manifest's setting that says that a corpus holds packs, and of how many tokens."""
 
 
-def open_corpus(folder: str, split: str = "train") -> Corpus:
-    """Return a split of a corpus, of documents or of packed examples.
+def open_corpus(folder: str, split: str = "train", cache: ShardCache | None = None) -> Corpus:
+    """Return a split of a corpus, of documents or of packed examples; see ``Corpus`` for the cache.
 
     Raises:
         CorpusError: See ``Corpus``.
     """
     kind = SupervisedCorpus if PACKED in manifest.read(folder).settings else Corpus
-    return kind(folder, split)
+    return kind(folder, split, cache=cache)
 
 
 class SupervisedCorpus(Corpus):
@@ -37,8 +38,14 @@ class SupervisedCorpus(Corpus):
     The mask of a shard, a byte a token, is made when a window first needs it; as many are kept as shards are mapped.
     """
 
-    def __init__(self, folder: str, split: str = "train", max_open_shards: int = DEFAULT_OPEN_SHARDS) -> None:
-        super().__init__(folder, split, max_open_shards)
+    def __init__(
+        self,
+        folder: str,
+        split: str = "train",
+        max_open_shards: int = DEFAULT_OPEN_SHARDS,
+        cache: ShardCache | None = None,
+    ) -> None:
+        super().__init__(folder, split, max_open_shards, cache)
         self.indexes = tuple(_PackIndex(index.rows, np.diff(index.bounds)) for index in self.indexes)
         self._is_target = functools.lru_cache(max_open_shards)(self._read_mask)
 

@@ -26,6 +26,7 @@ from gpt_core.precision import choose_dtype
 from gpt_core.prefetch import Prefetcher
 from gpt_core.reduction import Ranks, add_over_ranks
 from gpt_core.schedule import learning_rate_share
+from gpt_core.shard_cache import cache_for
 from gpt_core.sole_writer import sole_writer
 from gpt_core.starting_weights import load_starting_weights
 from gpt_core.step import NO_VOTES, Compute, StepReport, Votes
@@ -84,7 +85,8 @@ class Run:
         self.plan = plan
         self.ranks = ranks
         self.observer = observer
-        self.corpus = open_corpus(plan.corpus, "train")
+        cache = cache_for(plan.corpus, plan.cache_folder, plan.cache_bytes)
+        self.corpus = open_corpus(plan.corpus, "train", cache)
         tokenizer = self.corpus.manifest.tokenizer
         check_vocabulary(plan.shape, tokenizer.name, tokenizer.vocabulary_size)
         self.windows = StepWindows(plan, ranks, self.corpus)

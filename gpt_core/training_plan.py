@@ -38,6 +38,12 @@ class TrainingPlan:
     ramp_start_sequences: int | None = None
     """Sequences of the first steps, doubling up to batch_sequences over ramp_tokens; None = no ramp."""
     ramp_tokens: int = 0
+    block_windows: int | None = None
+    """Neighbouring windows shuffled as one block; None = all windows of an epoch freely. See ``gpt_core.order``."""
+    cache_bytes: int | None = None
+    """Bytes of local copies of the shards of a corpus in an object store; None = none are kept."""
+    cache_folder: str | None = None
+    """Where they lie on each node; None = among the temporary files."""
     reduction: Reduction = "exact"
     sharding: Sharding = "none"
     """What each rank keeps a part of only: the optimizer's state, or that and the weights."""
@@ -130,6 +136,7 @@ class TrainingPlan:
         # Without a decay of its own the learning rate follows the length of the run.
         length = {"num_steps": self.num_steps} if self.recipe.decay_tokens is None else {}
         start = {} if self.starting_digest is None else {"checkpoint": self.starting_digest}
+        blocks = {} if self.block_windows is None else {"block_windows": self.block_windows}
         return {
             **start,
             "model": self.shape.to_dict(),
@@ -141,6 +148,7 @@ class TrainingPlan:
                 "micro_batch_sequences": self.micro_batch_sequences,
                 "ramp_start_sequences": self.ramp_start_sequences,
                 "ramp_tokens": self.ramp_tokens,
+                **blocks,
                 **length,
             },
         }

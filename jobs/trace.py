@@ -1,6 +1,6 @@
 """Trace a training step's row to its documents and source bytes, or a document to the steps that read it."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpt_core.errors import SettingsError
 from gpt_core.settings import TraceSettings
@@ -18,23 +18,33 @@ def main(settings: TraceSettings) -> str:
     from gpt_core.corpus import Corpus
 
     corpus = Corpus(settings.corpus, "train")
-    order = corpus.order(*_numbers(settings))
+    order = corpus.order(**_order_settings(settings))
     if settings.document is not None:
         return _document_table(settings, corpus, order)
     return _cell_table(settings, corpus, order)
 
 
-def _numbers(settings: TraceSettings) -> tuple[int, int, int]:
-    """Return seed, tokens of a window and rows of a step: the run's, or the settings' own."""
+def _order_settings(settings: TraceSettings) -> dict[str, Any]:
+    """Return what decides the order, by the names of ``Corpus.order``: the run's, or the settings' own."""
     if settings.run is None:
-        return settings.seed, settings.context_tokens, settings.batch_sequences
+        return {
+            "seed": settings.seed,
+            "window_tokens": settings.context_tokens,
+            "sequences_per_step": settings.batch_sequences,
+            "block_windows": settings.block_windows,
+        }
     from gpt_core.checkpoint import list_paths, read_description
 
     paths = list_paths(settings.run)
     if not paths:
         raise SettingsError("run", f"no checkpoint in {settings.run}", "the folder of a training run", "name another")
     plan = read_description(paths[-1]).settings
-    return plan["seed"], plan["window_tokens"], plan["batch_sequences"]
+    return {
+        "seed": plan["seed"],
+        "window_tokens": plan["window_tokens"],
+        "sequences_per_step": plan["batch_sequences"],
+        "block_windows": plan.get("block_windows"),
+    }
 
 
 def _cell_table(settings: TraceSettings, corpus: "Corpus", order: "Order") -> str:

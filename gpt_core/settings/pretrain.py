@@ -99,6 +99,13 @@ class TrainSettings(Settings):
     weights and gradients too, for models that do not fit otherwise: needs reduction fast and adamw."""
     seed: Index = 0
     """Seed of initial weights, data order and dropout."""
+    block_windows: Count | None = None
+    """Shuffle blocks of so many neighbouring windows, and the windows inside each, so that a corpus in an object store
+    is read in long runs; null shuffles all windows of an epoch freely."""
+    cache_bytes: Count | None = 16 << 30
+    """Bytes of copies of a remote corpus's shards kept on each node's disk, fetched ahead; null keeps none."""
+    cache_folder: Place | None = None
+    """Where these copies lie; null is a folder of this user's among the temporary files."""
     evaluate_every_steps: Count | None = 100
     """Steps between evaluations on the held-out split; null evaluates at the end only."""
     evaluate_sequences: Count = 64
