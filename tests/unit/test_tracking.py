@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import tracking
 from cluster.journal import Journal, Point
-from cluster.tracking import TrackingOptions, open_run, page_command, replay
+from cluster.tracking import TrackingOptions, library, open_run, page_command, replay
+from cluster.tracking.store import MlflowStore
 from gpt_core.errors import ResourceError, SettingsError
 from gpt_core.settings import TrackingSettings
 
@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory):
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    tracking._import_mlflow()
-    tracking._make_database(f"sqlite:///{path}")
+    library.import_mlflow()
+    library.make_database(f"sqlite:///{path}")
     return path
 
 
@@ -67,7 +67,9 @@ def test_run_holds_what_the_job_recorded(output):
             child.log_table([{"prompt": "Où", "text": "là"}], "samples.json")
             child.log_loss_plot()
             child.log_model("step-00000020", step=20, metrics={"loss": 2.25}, tags={"herd.checkpoint": "abc"})
-    client = tracking.importlib.import_module("mlflow").MlflowClient(f"sqlite:///{output.parent}/mlflow.db")
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{output.parent}/mlflow.db")
     parent, held = client.get_run(run.run_id), client.get_run(child.run_id)
     assert parent.data.params["model.n_layer"] == "2"
     assert parent.data.params["model.name"] == "null"
@@ -131,7 +133,7 @@ def test_points_sent_again_at_any_time_are_the_same_rows(output):
 
 
 def tracking_store(output):
-    store = tracking._MlflowStore(QUIET, output.parent)
+    store = MlflowStore(QUIET, output.parent)
     store.connect()
     return store
 

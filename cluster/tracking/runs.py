@@ -1,0 +1,94 @@
+"""The run of a job, opened for the length of the job, or sent after it."""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from cluster.journal import room_needed
+from cluster.progress import say
+from cluster.record_book import RecordBook, Run
+from cluster.replay import JOURNAL_NAME, Replayer
+from cluster.tracking.address import TrackingOptions
+from cluster.tracking.store import MlflowStore
+from gpt_core.errors import ResourceError
+
+
+@contextlib.contextmanager
+def open_run(
+    options: TrackingOptions, *, name: str, kind: str, output: Path, parent: Run | None = None
+) -> Iterator[Run]:
+    """Open the run of a job for the length of the block.
+
+    The run ends FINISHED; FAILED with the reason as tag `herd.failure` if the block raises; KILLED on
+    Ctrl-C. If the store cannot be reached the job goes on and a rerun, or :func:`replay`, sends the rest.
+
+    Args:
+        options: Where records go.
+        name: Name in the page.
+        kind: Sort of job, kept as tag `herd.kind`.
+        output: The job's local output folder; OUTPUT/tracking gets the journal and run.json.
+        parent: The run of a pipeline, whose child this then is; options and output are the pipeline's.
+
+    Raises:
+        ResourceError: If another job is writing to the same output folder, or nothing can be written there.
+        SettingsError: If the address is one of a file store.
+    """
+    if parent is not None:
+        with parent.child(name, kind) as run:
+            yield run
+        return
+    folder = output.absolute() / "tracking"
+    with room_needed(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    store = MlflowStore(options, output.absolute().parent) if options.enabled else None
+    with _locked(folder):
+        if store is not None:
+            store.prepare()
+        book = RecordBook(folder, store, options.system_seconds)
+        try:
+            with book.opened("", name, kind, parent=None) as run:
+                yield run
+        finally:
+            if not book.close(options.closing_seconds) and store is not None:
+                say(f"tracking: {store.name} has not taken all records; a rerun sends those in {folder}")
+
+
+def replay(options: TrackingOptions, output: Path, seconds: float = 600.0) -> bool:
+    """Send what the journal of a finished or killed job still holds; return whether the store has all of it.
+
+    Raises:
+        ResourceError: If the job is still running, or the folder has no journal.
+    """
+    folder = output.absolute() / "tracking"
+    if not (folder / JOURNAL_NAME).exists():
+        raise ResourceError(str(output), "no tracking journal", "the output folder of a job", "check the path")
+    store = MlflowStore(options, output.absolute().parent)
+    with _locked(folder):
+        store.prepare()
+        replayer = Replayer(folder, store)
+        replayer.start()
+        return replayer.finish(seconds)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; the kernel frees it even after SIGKILL."""
+    with room_needed(folder):
+        file = (folder / "lock").open("a")
+    with file as lock:
+        _take_lock(lock, folder)
+        yield
+
+
+def _take_lock(lock: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ResourceError(
+            str(folder.parent), "another job that is writing there", "one job an output folder",
+            "wait for it to end, or choose another output",
+        ) from error  # fmt: skip
+    except OSError:
+        say(f"tracking: {folder} cannot be locked; make sure that no other job writes there")
