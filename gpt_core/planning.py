@@ -352,18 +352,23 @@ def worker_bytes(plan: TrainingPlan, num_workers: int, value_bytes: int) -> floa
 
     Masters and moments 12 N, over the workers where they are sharded; the weights computed with, where they are
     others, and a micro-batch's gradients; the levels of the tree that adds them; the copies that a checkpoint is
-    written from, on CPUs; 16 b T d values a layer, or one and a layer's 16 where blocks are recomputed.
+    written from, on CPUs; 16 b T d values a layer, or one and a layer's 16 where blocks are recomputed. Where all is
+    sharded, a block and the embeddings are whole while they compute, and gradients are kept in fp32 once.
     """
-    shape = plan.shape
-    num_parameters, ways = shape.num_parameters, 1 if plan.sharding == "none" else num_workers
+    shape, num_parameters = plan.shape, plan.shape.num_parameters
+    ways = 1 if plan.sharding == "none" else num_workers
     levels = 1 + (max(1, plan.num_micro_batches // num_workers) - 1).bit_length()
     kept = shape.n_layer * KEPT_VALUES
     if plan.activation_checkpointing:
         kept = shape.n_layer + KEPT_VALUES
     state = OPTIMIZER_BYTES * num_parameters / ways
-    if value_bytes != 4 or plan.sharding != "none":
-        state += value_bytes * num_parameters
     gradients = (value_bytes + 4 * levels) * num_parameters
+    if plan.sharding == "full":
+        embeddings = (shape.vocabulary_size + shape.num_positions) * shape.n_embd
+        state += value_bytes * (shape.num_block_parameters + embeddings)
+        gradients = 4 * num_parameters / ways
+    elif value_bytes != 4 or plan.sharding == "optimizer":
+        state += value_bytes * num_parameters
     activations = float(kept * value_bytes * plan.micro_batch_tokens * shape.n_embd)
     on_host = 0.0 if plan.device == "gpu" else PROCESS_BYTES + CHECKPOINT_BYTES * num_parameters
     return state + gradients + activations + on_host

@@ -67,6 +67,8 @@ def test_memory_is_the_sum_of_what_a_worker_keeps():
     recomputed = (2 + 16) * 2 * (2 * 16) * 8
     assert worker_bytes(replace(TINY, activation_checkpointing=True), 2, 2) == 24 * 2688 + recomputed
     assert worker_bytes(replace(TINY, sharding="optimizer"), 2, 2) == (6 + 2 + 2 + 8) * 2688 + kept
+    full = replace(TINY, sharding="full", reduction="fast")
+    assert worker_bytes(full, 2, 2) == (12 + 4) / 2 * 2688 + 2 * (12 * 64 + 13 * 8 + (100 + 16) * 8) + kept
     assert worker_bytes(replace(TINY, device="cpu"), 2, 4) == 0.5e9 + (12 + 4 + 8 + 12) * 2688 + 2 * kept
 
 
