@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.fitting import STOP, Fitting
 from cluster.journal import Journal, Tail
+from cluster.predicting import record_comparison, write_expectation
 from cluster.progress import Meter, meter, say
 from cluster.record_book import Run
 from cluster.registering import is_registered, register
@@ -160,6 +161,7 @@ def fit(title: str, train: TrainSettings, inputs: Inputs, cluster: Cluster, run:
     with sole_writer(output, _LOCK, _LOCK_PATIENCE_SECONDS), meter(title, plan.num_steps, "steps") as shown:
         followed = _Followed(output / METRICS, shown)
         Fitting(title, plan, _work, counts, train.max_failures, followed.show).run()
+    record_comparison(run, plan, output / METRICS, checkpoint.list_paths(output)[-1])
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -172,6 +174,8 @@ def _work(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     plan = TrainingPlan.from_dict(config["plan"])
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
+    if ranks.rank == 0:
+        write_expectation(plan, ranks.num_ranks)
     with contextlib.closing(_Reporter(Path(plan.output), ranks.rank)) as reporter:
         train(plan, ranks, reporter)
 
