@@ -5,7 +5,7 @@ that of `herd pretrain`, over that corpus and from the checkpoint's weights.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from gpt_core.storage import Storage
 from gpt_core.supervised_corpus import PACKED
 from gpt_core.templates import Template, find_template
 from gpt_core.tokenize_examples import ExampleOptions, ExampleTokenizer
-from gpt_core.tokenizer import PUBLISHED, GrownVocabulary, load_tokenizer
+from gpt_core.tokenizer import GrownVocabulary, load_tokenizer
 from gpt_core.train_tokenizer import write_ranks
 from gpt_core.training_plan import TrainingPlan
 from gpt_core.vocabulary import VOCABULARY
@@ -108,7 +108,7 @@ def finished(settings: FinetuneSettings, inputs: Inputs) -> Finetuned | None:
         return None
     if settings.register and not is_registered(settings.output):
         return None
-    return _summary(inputs)
+    return summary_of(inputs)
 
 
 def perform(settings: FinetuneSettings, inputs: Inputs, cluster: Cluster, run: Run) -> Finetuned:
@@ -117,7 +117,7 @@ def perform(settings: FinetuneSettings, inputs: Inputs, cluster: Cluster, run: R
     _check_examples(settings, inputs, examples)
     run.log_model_input(str(inputs.plan.starting_digest))
     training.fit("finetune", settings.train, training.Inputs(inputs.plan, examples), cluster, run)
-    done = _summary(inputs)
+    done = summary_of(inputs)
     training.record_checkpoints(run, settings.output, done.weights_digest)
     if settings.register:
         register(run, settings.register, done.checkpoint, Path(settings.output))
@@ -167,46 +167,51 @@ def _found_examples(inputs: Inputs) -> Manifest | None:
 
 def _packed(settings: FinetuneSettings, inputs: Inputs, cluster: Cluster) -> Manifest:
     """Write the corpus of packs and return its manifest."""
+    job = ShardJob(
+        title="examples",
+        folder=inputs.plan.corpus,
+        settings={**inputs.decisive, "input": inputs.plans.fingerprint},
+        plans=inputs.plans,
+        make_worker=functools.partial(ExampleTokenizer, options_for(settings, inputs)),
+        pool=settings.pool,
+    )
+    ledger = run_shard_job(job, cluster)
+    written = manifest.write(inputs.plan.corpus, contents_of(inputs, list(ledger.rows())))
+    ledger.remove()
+    return written
+
+
+def options_for(settings: FinetuneSettings, inputs: Inputs) -> ExampleOptions:
+    """Return what a worker is told; a vocabulary that is no published one is first written into the corpus."""
     folder, grown = inputs.plan.corpus, inputs.vocabulary
-    carried = grown.tokenizer.name not in PUBLISHED or grown.specials
-    name = VOCABULARY if carried else grown.tokenizer.name
-    place = Storage.of(folder).join(VOCABULARY) if carried else name
-    if carried:
-        write_ranks(place, grown.ranks, grown.specials)
-    options = ExampleOptions(
+    if is_own := grown.name == VOCABULARY:
+        write_ranks(Storage.of(folder).join(VOCABULARY), grown.ranks, grown.specials)
+    return ExampleOptions(
         output=folder,
-        tokenizer=place,
+        tokenizer=Storage.of(folder).join(VOCABULARY) if is_own else grown.name,
         template=inputs.template,
         fields=Fields(settings.source_field, settings.target_field, allow_empty_source=settings.task == "plain"),
         pack_tokens=inputs.plan.window_tokens,
         validation_fraction=settings.validation_fraction,
         split_seed=settings.split_seed,
     )
-    job = ShardJob(
-        title="examples",
-        folder=folder,
-        settings={**inputs.decisive, "input": inputs.plans.fingerprint},
-        plans=inputs.plans,
-        make_worker=functools.partial(ExampleTokenizer, options),
-        pool=settings.pool,
-    )
-    ledger = run_shard_job(job, cluster)
-    files = inputs.plans.files
-    contents = ManifestContents(
+
+
+def contents_of(inputs: Inputs, rows: Sequence[Row]) -> ManifestContents:
+    """Return what the manifest says of the packs whose workers returned these rows."""
+    grown, files = inputs.vocabulary, inputs.plans.files
+    return ManifestContents(
         settings=inputs.decisive,
         input_fingerprint=inputs.plans.fingerprint,
         weights={EXAMPLES: 1.0},
-        tokenizer=TokenizerEntry(name, grown.digest, grown.size, grown.tokenizer.end_of_text),
-        shards=_entries(ledger.rows()),
+        tokenizer=TokenizerEntry(grown.name, grown.digest, grown.size, grown.tokenizer.end_of_text),
+        shards=_entries(rows),
         files=(FileEntry(file.source, file.root, file.name, file.num_bytes) for file in files),
-        num_documents_in=sum(row["num_documents_in"] for row in ledger.rows()),
+        num_documents_in=sum(row["num_documents_in"] for row in rows),
     )
-    written = manifest.write(folder, contents)
-    ledger.remove()
-    return written
 
 
-def _entries(rows: Iterator[Row]) -> Iterator[ShardEntry]:
+def _entries(rows: Iterable[Row]) -> Iterator[ShardEntry]:
     for row in rows:
         for file in row["files"]:
             yield ShardEntry(file["split"], row["source"], row["index"], file["path"], ShardStats(**file["stats"]))
@@ -235,7 +240,8 @@ def _check_examples(settings: FinetuneSettings, inputs: Inputs, examples: Manife
         raise CorpusError(examples.folder, found, "at least one for early stopping", remedy)
 
 
-def _summary(inputs: Inputs) -> Finetuned:
+def summary_of(inputs: Inputs) -> Finetuned:
+    """Return what lies in the output folder of a run that is over."""
     described = {path: checkpoint.read_description(path) for path in checkpoint.list_paths(inputs.plan.output)}
     last = list(described)[-1]
     measured = [path for path, found in described.items() if VALIDATION_LOSS in found.metrics]
