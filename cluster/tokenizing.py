@@ -113,7 +113,11 @@ def perform(settings: TokenizeSettings, inputs: Inputs, cluster: Cluster, run: R
     ledger = run_shard_job(job, cluster)
     facts = gather(inputs.plans, ledger.rows())
     input_guard.check_unchanged(settings.output, inputs.plans, facts, _listed(settings))
-    _check_documents(settings, ledger.rows())
+    try:
+        _check_documents(settings, ledger.rows())
+    except CorpusError:
+        number_lines(settings.output, inputs.plans, facts, ledger.rows())  # the user is sent there
+        raise
     written = manifest.write(
         settings.output, contents_of(settings, inputs, ledger.rows, carried or inputs.tokenizer.name)
     )

@@ -96,11 +96,17 @@ def test_any_number_of_actors_and_either_backend_make_one_corpus(
     assert found.num_rejected == NUM_REJECTED
     assert found.num_documents_in == calm.num_documents + calm.num_rejected
     assert found.weights == {"web": 3.0, "books": 1.0}
-    rejects = [json.loads(line) for path in (tmp_path / "rejects").iterdir() for line in path.read_text().splitlines()]
+    rejects = _rejects(tmp_path)
+    assert [(reject["source"], reject["line"]) for reject in rejects] == [("web", line) for line in (41, 42, 43, 44)]
     plain = (Path(str(sources[0]["paths"][0])) / "plain.jsonl").read_bytes()  # type: ignore[index]
     assert [plain[reject["start"] :].split(b"\n")[0] for reject in rejects] == plain.split(b"\n")[40:44]
     assert verify(str(tmp_path)) == []
     assert not (tmp_path / FOLDER).exists()
+
+
+def _rejects(folder: Path) -> list[dict[str, Any]]:
+    paths = sorted((folder / "rejects").iterdir())
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
 
 class _Counting(ShardTokenizer):
@@ -174,6 +180,7 @@ def test_a_share_of_rejects_above_the_limit_fails_and_commits_nothing(
     with pytest.raises(CorpusError, match="max_reject_share: found 4 of 145 documents set aside; expected at most"):
         _tokenize(_settings(sources, str(tmp_path), max_reject_share=0.01), cluster)
     assert not (tmp_path / "manifest.json").exists()
+    assert [reject["line"] for reject in _rejects(tmp_path)] == [41, 42, 43, 44]
 
 
 class _FailingAtUrl(ShardTokenizer):
