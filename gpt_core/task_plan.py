@@ -179,21 +179,35 @@ def read_items(task: Task, files: tuple[SourceFile, ...], cut: ItemRange) -> Ite
             yield row.number, item
 
 
-def read_windows(
-    files: tuple[SourceFile, ...], cut: TextRange, sliding: Sliding, tokenizer: Tokenizer
-) -> Iterator[tuple[Document, int, tuple[list[int], int]]]:
-    """Yield document, window number and window (as ``Sliding.window`` returns it) of a range."""
-    documents = islice(_documents(files[cut.file], cut.start), cut.skipped_documents, None)
-    index, left = cut.first_window, cut.num_windows
-    for document in documents:
-        tokens = tokenizer.encode(document.text).tolist()
-        last = min(sliding.num_windows(len(tokens)), index + left)
-        for window in range(index, last):
-            yield document, window, sliding.window(tokens, window, tokenizer.end_of_text)
-        left -= last - index
-        index = 0
-        if not left:
-            return
+class WindowReader:
+    """Reads ranges of windows; the tokens of the last document are kept, since a long one has many ranges."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._text, self._tokens = "", []
+
+    def __call__(
+        self, files: tuple[SourceFile, ...], cut: TextRange, sliding: Sliding
+    ) -> Iterator[tuple[Document, int, tuple[list[int], int]]]:
+        """Yield document, window number and window (as ``Sliding.window`` returns it) of a range."""
+        for document, first, last in self._parts(files, cut, sliding):
+            for index in range(first, last):
+                yield document, index, sliding.window(self._tokens, index, self._tokenizer.end_of_text)
+
+    def _parts(
+        self, files: tuple[SourceFile, ...], cut: TextRange, sliding: Sliding
+    ) -> Iterator[tuple[Document, int, int]]:
+        """Yield each document of a range, its tokens at hand, and its windows first..last - 1."""
+        first, left = cut.first_window, cut.num_windows
+        for document in islice(_documents(files[cut.file], cut.start), cut.skipped_documents, None):
+            if document.text != self._text:
+                self._text, self._tokens = document.text, self._tokenizer.encode(document.text).tolist()
+            last = min(sliding.num_windows(len(self._tokens)), first + left)
+            yield document, first, last
+            left -= last - first
+            first = 0
+            if not left:
+                return
 
 
 def _plan_items(task: Task, index: int, files: tuple[SourceFile, ...], cut: Cut) -> TaskPlan:

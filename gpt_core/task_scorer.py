@@ -22,7 +22,7 @@ from gpt_core.sequence_scorer import Ending, Score, SequenceScorer
 from gpt_core.source_files import SourceFile
 from gpt_core.storage import Storage
 from gpt_core.task_items import Item, tokens_of
-from gpt_core.task_plan import ItemRange, SetAside, Task, TextRange, read_items, read_windows, sliding_of
+from gpt_core.task_plan import ItemRange, SetAside, Task, TextRange, WindowReader, read_items, sliding_of
 from gpt_core.tokenizer import Tokenizer
 
 Numbers = dict[str, float]
@@ -44,6 +44,7 @@ class TaskScorer:
     def __init__(self, job: Tasks, scorer: SequenceScorer, tokenizer: Tokenizer, token_bytes: np.ndarray) -> None:
         self._job, self._scorer, self._tokenizer, self._token_bytes = job, scorer, tokenizer, token_bytes
         self._storage = Storage.of(job.folder)
+        self._read_windows = WindowReader(tokenizer)
 
     def __call__(self, index: int, cut: ItemRange | TextRange) -> dict[str, Any]:
         """Write the range's file atomically and return its row: task, sums, path, digest and what was set aside."""
@@ -68,7 +69,7 @@ class TaskScorer:
 
     def _text(self, task: Task, files: tuple[SourceFile, ...], cut: TextRange) -> tuple[list[dict[str, Any]], Numbers]:
         sliding = sliding_of(task, self._job.context_tokens)
-        found = list(read_windows(files, cut, sliding, self._tokenizer))
+        found = list(self._read_windows(files, cut, sliding))
         endings = [Ending(*window) for _, _, window in found]
         rows = [
             {
