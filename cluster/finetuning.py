@@ -143,6 +143,8 @@ def _vocabulary(base: Checkpoint, template: Template) -> GrownVocabulary:
     if not base.tokenizer.get("name"):
         raise CheckpointError(str(base.path), "no tokenizer", "the name of one", "import it with its tokenizer")
     tokenizer = load_tokenizer(base.tokenizer["name"])
+    if tokenizer.name == "music":
+        raise CheckpointError(str(base.path), "a model of music", "one of text", "choose another checkpoint")
     if tokenizer.vocabulary_size != base.shape.vocabulary_size:
         raise CheckpointError(
             str(base.path),

@@ -22,7 +22,7 @@ from tiktoken_ext import openai_public
 from gpt_core.errors import ResourceError, SettingsError
 from gpt_core.music_tokenizer import MusicTokenizer
 from gpt_core.storage import Storage, is_url
-from gpt_core.vocabulary import END_OF_TEXT, digest_ranks, gpt2_ranks, read_vocabulary
+from gpt_core.vocabulary import END_OF_TEXT, VOCABULARY, digest_ranks, gpt2_ranks, read_vocabulary
 
 Backend = Literal["auto", "tiktoken", "gigatoken"]
 Ids = NDArray[np.unsignedinteger]
@@ -231,6 +231,11 @@ class GrownVocabulary:
         added = tuple(special for special in specials if special not in tokenizer.specials)
         known = tokenizer.ranks if isinstance(tokenizer, TiktokenTokenizer) else _BYTE_RANKS
         return GrownVocabulary(tokenizer, known, tokenizer.specials + added)
+
+    @property
+    def name(self) -> str:
+        """The tokenizer's, where that is a published vocabulary and nothing was added; else that of the ranks file."""
+        return self.tokenizer.name if self.tokenizer.name in PUBLISHED and not self.specials else VOCABULARY
 
     @property
     def size(self) -> int:
