@@ -9,7 +9,7 @@ import contextlib
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.fitting import STOP, Fitting
 from cluster.journal import Journal, Tail
@@ -26,6 +26,9 @@ from gpt_core.schedule import Recipe
 from gpt_core.settings import FinetuneSettings, PretrainSettings, TrainSettings
 from gpt_core.sole_writer import sole_writer
 from gpt_core.training_plan import TrainingPlan, allowed_ranks, check_resume, check_vocabulary
+
+if TYPE_CHECKING:
+    from cluster.training_gauges import TrainingGauges
 
 METRICS = "metrics.jsonl"
 _LOCK = ".job"
@@ -186,6 +189,7 @@ class _Reporter:
     def __init__(self, output: Path, rank: int) -> None:
         self._path = output / METRICS if rank == 0 else None
         self._journal: Journal | None = None
+        self._gauges: TrainingGauges | None = None
         self._stop = output / STOP
 
     def on_metrics(self, step: int, tokens: int, metrics: dict[str, float]) -> None:
@@ -194,10 +198,17 @@ class _Reporter:
         # Opened as late as here, where no earlier worker can be at it any more.
         self._journal = self._journal or Journal(self._path)
         self._journal.append_metrics(metrics, step=step, tokens=tokens)
+        self._show(step, metrics)
 
     def on_checkpoint(self, path: Path, step: int, metrics: dict[str, float]) -> None:  # noqa: ARG002
         if self._journal is not None:
             self._journal.sync()
+
+    def _show(self, step: int, metrics: dict[str, float]) -> None:
+        from cluster.training_gauges import TrainingGauges  # here, so that the driver starts without ray
+
+        self._gauges = self._gauges or TrainingGauges()
+        self._gauges.show(step, metrics)
 
     def should_stop(self) -> bool:
         return self._stop.exists()

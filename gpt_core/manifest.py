@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+from pyarrow.compute import MatchSubstringOptions, call_function
 
 from gpt_core.digests import canonical_json, sha256_hex, xxh3_128_hex
 from gpt_core.errors import CorpusError, RunFailedError
@@ -33,6 +34,7 @@ FORMAT = "gpt-herd corpus 1"
 MANIFEST = "manifest.json"
 REJECTS = "rejects"
 _BLANK_DIGEST = "0" * 64
+_LEAVES_FOLDER = r"^/|(^|/)\.\.(/|$)|:|\\"
 _REMEDY = "run `herd verify` on the folder; restore it, or delete it and tokenize again"
 
 
@@ -108,7 +110,9 @@ class Manifest:
     @functools.cached_property
     def shards(self) -> pa.Table:
         """One row a file of the corpus, by split, then plan."""
-        return self._table("shards.arrow")
+        table = self._table("shards.arrow")
+        _check_inside(self.folder, table.column("path"))
+        return table
 
     @functools.cached_property
     def batches(self) -> pa.Table:
@@ -292,6 +296,16 @@ def _read_table_bytes(path: str) -> pa.Buffer:
             return source.read_buffer()
     except OSError as error:
         raise CorpusError(path, str(error), "a table of the manifest", _REMEDY) from error
+
+
+def _check_inside(folder: str, paths: pa.ChunkedArray) -> None:
+    """Refuse paths out of the corpus's folder: digests find damage, not what someone wrote on purpose."""
+    leaving = call_function("match_substring_regex", [paths], MatchSubstringOptions(_LEAVES_FOLDER))
+    if call_function("any", [leaving]).as_py():
+        path = paths.filter(leaving)[0].as_py()
+        raise CorpusError(
+            folder, f"a manifest that names {path!r}", "files inside the corpus", "do not use this corpus"
+        )
 
 
 def _sealed(header: dict[str, Any]) -> bytes:

@@ -4,30 +4,18 @@ The commit point of evaluations and generated datasets: where the file is, the r
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from gpt_core.digests import canonical_json, sha256_hex
 from gpt_core.errors import CorpusError
+from gpt_core.storage import Storage
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write the content and its digest: temporary file, fsync, rename."""
-    sealed = {**content, "digest": _digest(content)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w") as file:
-        json.dump(sealed, file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    text = json.dumps({**content, "digest": _digest(content)}, indent=1, allow_nan=False) + "\n"
+    Storage.of(path.parent).write_atomically(str(path), lambda file: file.write(text.encode()))
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -231,3 +231,35 @@ def test_the_commands_of_the_readme_exist() -> None:
     rows = [line.split("`")[1].split()[1] for line in readme.splitlines() if line.startswith("| `herd ")]
     assert rows
     assert [job for job in rows if f"  {job} " not in overview] == []
+
+
+@pytest.mark.timeout(300)
+def test_each_thing_made_leads_to_the_next_in_the_page(calm: Path) -> None:
+    """From the corpus to the training run, its checkpoint, the runs that used it, and the generated dataset."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{calm}/mlflow.db")
+    digests = _digests(calm / "out")
+    (experiment,) = (one.experiment_id for one in client.search_experiments() if one.name == "gpt-herd")
+
+    def runs(clause: str) -> list[str]:
+        return sorted(run.data.tags["herd.kind"] for run in client.search_runs([experiment], clause))
+
+    assert runs(f"tags.`herd.corpus` = '{digests['corpus']}'") == ["tokenize"]
+    assert "pretrain" in runs(f"tags.`herd.dataset.training` = '{digests['corpus']}'")
+    (trainer,) = client.search_runs([experiment], "tags.`herd.kind` = 'pretrain'")
+    (dataset,) = [one.dataset for one in trainer.inputs.dataset_inputs]
+    assert json.loads(dataset.profile)["digest"] == digests["corpus"]
+    made = {model.model_id: model for model in client.search_logged_models([experiment])}
+    assert made.keys() == {output.model_id for output in trainer.outputs.model_outputs}
+    (final,) = [one for one in made.values() if one.tags["herd.checkpoint"] == digests["weights"]]
+    assert (final.source_run_id, final.tags["herd.corpus"]) == (trainer.info.run_id, digests["corpus"])
+    users = {
+        run.data.tags["herd.kind"]: run
+        for run in client.search_runs([experiment])
+        if final.model_id in {used.model_id for used in (run.inputs.model_inputs or [])}
+    }
+    assert users.keys() == {"evaluate", "generate"}
+    generated = [one.dataset for one in users["generate"].inputs.dataset_inputs]
+    assert digests["generated"] in {json.loads(one.profile)["digest"] for one in generated}
+    assert users["generate"].data.tags["herd.generated"] == digests["generated"]

@@ -190,3 +190,15 @@ def test_a_folder_without_a_manifest_compares_as_absent(tmp_path: Path) -> None:
 def test_reading_a_folder_without_a_manifest_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"found no manifest\.json; expected a finished corpus; run `herd tokenize`"):
         manifest.read(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/etc/passwd", "../other/train/00000000.arrow", "train/../../x.arrow", "..", "s3://other/x.arrow", "a\\..\\x"],
+)
+def test_paths_that_leave_the_folder_are_refused(tmp_path: Path, path: str) -> None:
+    tiny = tiny_corpus.build(tmp_path / "corpus")
+    entries = [*tiny.entries[1:], dataclasses.replace(tiny.entries[0], path=path)]
+    tiny_corpus.build(tmp_path / "forged", shards=entries)
+    with pytest.raises(CorpusError, match="a manifest that names"):
+        _ = manifest.read(str(tmp_path / "forged")).shards
