@@ -13,7 +13,7 @@ from docs.take_screenshot import photograph
 from gpt_core.settings import InspectSettings
 
 FOLDER = Path(__file__).with_name("images")
-_PROMPT = 'def read_lines(path): """Return the lines of a'
+_PROMPT = "ROMEO:\nBut soft, what light through yonder window b"
 _WINDOWS = {"attention": "1240,1340", "next": "1240,840"}
 
 

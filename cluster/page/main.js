@@ -122,6 +122,8 @@ function render() {
     panel.hidden = !isShown;
   }
   byId("composer").hidden = state.view === "anatomy";
+  byId("views").hidden = state.answer === null;
+  byId("waiting").hidden = state.answer !== null || !state.isBusy;
   byId("strip-note").textContent = state.answer && !recorded ? (STRIP_NOTES[state.view] ?? "") : "";
   renderFacts();
   renderStrip(shownWeights());
@@ -187,6 +189,7 @@ function setBusy(isBusy) {
   state.isBusy = isBusy;
   document.body.classList.toggle("busy", isBusy);
   byId("views").setAttribute("aria-busy", String(isBusy));
+  if (state.answer === null) render();
 }
 
 build();

@@ -1,0 +1,81 @@
+"""Promises of cluster.tracking.served: the run of a checkpoint links to its page while it is served."""
+
+import shutil
+import time
+
+import pytest
+
+from cluster.tracking import TrackingOptions, library, open_run
+from cluster.tracking.served import TAG, linked_to_page
+
+PAGE = "http://127.0.0.1:8000/"
+NOTE = "mlflow.note.content"
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    library.import_mlflow()
+    library.make_database(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def trained(tmp_path, empty_database, monkeypatch):
+    """The folder of a checkpoint, and its run's tags by MLflow's own client."""
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    with open_run(TrackingOptions(system_seconds=None), name="t", kind="pretrain", output=tmp_path / "run") as run:
+        run.log_model("step-00000020", step=20, metrics={}, tags={"herd.checkpoint": "abc"})
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (found,) = client.search_runs(["1"])
+    return tmp_path / "run/checkpoints/step-00000020", client, found.info.run_id
+
+
+def tags_when(client, run, is_there):
+    deadline = time.monotonic() + 20
+    while True:
+        tags = client.get_run(run).data.tags
+        if is_there(tags) or time.monotonic() > deadline:
+            return tags
+        time.sleep(0.05)
+
+
+def test_the_run_links_to_the_page_while_it_is_served(trained):
+    path, client, run = trained
+    with linked_to_page(path, "abc", PAGE):
+        tags = tags_when(client, run, lambda tags: NOTE in tags)
+        assert tags[TAG] == PAGE
+        assert f"({PAGE})" in tags[NOTE]
+    assert not {TAG, NOTE} & set(client.get_run(run).data.tags)
+
+
+def test_what_people_wrote_stays(trained):
+    path, client, run = trained
+    client.set_tag(run, NOTE, "my best run")
+    with linked_to_page(path, "abc", PAGE):
+        tags_when(client, run, lambda tags: TAG in tags)
+        client.set_tag(run, TAG, "http://elsewhere/")
+    tags = client.get_run(run).data.tags
+    assert (tags[NOTE], tags[TAG]) == ("my best run", "http://elsewhere/")
+
+
+def test_a_checkpoint_mlflow_does_not_know_is_served_all_the_same(trained, tmp_path_factory):
+    path, client, run = trained
+    with linked_to_page(path, "another", PAGE):
+        pass
+    with linked_to_page(tmp_path_factory.mktemp("alone"), "abc", PAGE):
+        pass
+    assert TAG not in client.get_run(run).data.tags
+
+
+def test_a_server_that_is_down_is_named_and_holds_nothing_up(trained, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    path, _, _ = trained
+    begun = time.monotonic()
+    with linked_to_page(path, "abc", PAGE):
+        assert time.monotonic() - begun < 0.5
+    out = capsys.readouterr()
+    assert "cannot link to its page" in out.out + out.err
