@@ -1,12 +1,14 @@
 """The rows of prompt files as they stand: lines of text and JSON, rows of parquet and Arrow, from any row on.
 
+A MIDI file is one row, its performance events as text.
+
 Read by ``gpt_core.prompts``, which says what they mean. A row that cannot be read at all comes with
 the fault in its place; a disk or network that fails raises.
 """
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import pyarrow.parquet as pq
 
 from gpt_core.byte_stream import ByteStream, RawFile
 from gpt_core.errors import CorpusError
+from gpt_core.midi import DamagedMidiError, read_midi
+from gpt_core.music import events_of, text_of
 from gpt_core.records import Oversize, split_records
 from gpt_core.source_files import SourceFile, SourceSpec, list_files
 from gpt_core.storage import Storage, is_url
@@ -22,6 +26,7 @@ from gpt_core.storage import Storage, is_url
 MAX_ROW_BYTES = 1 << 20
 """A longer row is set aside unread; no model here takes a prompt of this size."""
 _TEXT_SUFFIXES = (".txt", ".text")
+_MIDI_SUFFIXES = (".mid", ".midi")
 _COMPRESSION_SUFFIXES = (".gz", ".zst", ".zstd")
 _READ_BYTES = 1 << 20
 _TABLE_ROWS = 1024
@@ -52,15 +57,20 @@ def list_prompt_files(paths: tuple[str, ...]) -> list[SourceFile]:
         place = path if is_url(path) else str(Path(path).expanduser())
         if not any(sign in place for sign in "*?[") and not Storage.of(place).exists(place):
             raise CorpusError(path, "no such file", "a file of prompts", "correct the name")
-    files = list_files(SourceSpec("prompts", paths))
-    for file in files:
-        name = file.name.lower()
-        if file.compression:
-            name = name.removesuffix(next(suffix for suffix in _COMPRESSION_SUFFIXES if name.endswith(suffix)))
-        if file.format == "text" and not name.endswith(_TEXT_SUFFIXES):
-            found = f"the suffix {Path(name).suffix!r}"
-            raise CorpusError(file.path, found, ".txt, .jsonl, .parquet or .arrow", "rename the file")
-    return files
+    return [_known(file) for file in list_files(SourceSpec("prompts", paths))]
+
+
+def _known(file: SourceFile) -> SourceFile:
+    """Return the file with its format."""
+    name = file.name.lower()
+    if file.compression:
+        name = name.removesuffix(next(suffix for suffix in _COMPRESSION_SUFFIXES if name.endswith(suffix)))
+    if file.format == "text" and name.endswith(_MIDI_SUFFIXES):
+        return replace(file, format="midi")
+    if file.format == "text" and not name.endswith(_TEXT_SUFFIXES):
+        found = f"the suffix {Path(name).suffix!r}"
+        raise CorpusError(file.path, found, ".txt, .jsonl, .parquet, .arrow or .mid", "rename the file")
+    return file
 
 
 def read_rows(file: SourceFile, columns: tuple[str, ...], start: int = 0, number: int = 1) -> Iterator[RawRow]:
@@ -71,6 +81,8 @@ def read_rows(file: SourceFile, columns: tuple[str, ...], start: int = 0, number
     """
     if file.format in {"parquet", "arrow"}:
         return _table_rows(file, columns, number)
+    if file.format == "midi":
+        return _performance(file, columns[0])
     return _lines(file, start, number)
 
 
@@ -90,6 +102,18 @@ def _lines(file: SourceFile, start: int, number: int) -> Iterator[RawRow]:
                 number, start = number + 1, start + len(record) + 1
         if stream.damage:
             yield RawRow(number, start, None, stream.damage)
+
+
+def _performance(file: SourceFile, column: str) -> Iterator[RawRow]:
+    """Yield the one row of a MIDI file: its events as text."""
+    with ByteStream(file) as stream:
+        data = stream.read(MAX_ROW_BYTES + 1)
+        fault = stream.damage or (_too_long(len(data)) if len(data) > MAX_ROW_BYTES else None)
+    try:
+        content = None if fault else {column: text_of(events_of(read_midi(data)))}
+    except DamagedMidiError as error:
+        content, fault = None, str(error)
+    yield RawRow(1, 0, content, fault)
 
 
 def _skip(stream: ByteStream, num_bytes: int) -> None:

@@ -1,8 +1,8 @@
 """Prompt files: what `herd generate` completes, row by row, and what it sets aside.
 
 txt: a prompt a line. jsonl: {"prompt": ..., optional "id" and "sampling"}. parquet and Arrow: columns of
-these names. Plain, .gz or .zst, local or by URL. A row that cannot be used becomes a RejectedPrompt
-with its file, row and reason; it never stops the job.
+these names. mid: the piece to continue, as performance events. Plain, .gz or .zst, local or by URL. A row that
+cannot be used becomes a RejectedPrompt with its file, row and reason; it never stops the job.
 
 The driver scans the files once and cuts them into ranges; each worker reads its own range again.
 """

@@ -75,7 +75,7 @@ class GenerateSettings(Settings):
     checkpoint: Place
     """Checkpoint folder, a run folder whose newest whole checkpoint is taken, or models:/NAME@ALIAS of MLflow."""
     prompts: Annotated[Places, Field(min_length=1)]
-    """Prompt files: txt (a prompt a line), jsonl (prompt, optional id and sampling), parquet or Arrow."""
+    """Prompt files: txt (a prompt a line), jsonl (prompt, optional id and sampling), parquet, Arrow; mid (music)."""
     output: Place
     """Folder of the generated dataset."""
     format: Literal["jsonl", "arrow"] = "jsonl"

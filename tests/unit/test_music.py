@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from gpt_core.document_batch import Document, ReadingOptions
 from gpt_core.documents import read_documents
 from gpt_core.errors import SettingsError
+from gpt_core.generation import Sampling
 from gpt_core.huggingface import write_tokenizer
 from gpt_core.midi import DamagedMidiError, read_midi, write_midi
 from gpt_core.music import NUM_EVENTS, WORDS, Note, bin_velocity, events_of, notes_of, text_of, velocity_bin, with_pedal
+from gpt_core.prompts import read_range, scan_prompts
 from gpt_core.settings import TokenizeSettings
 from gpt_core.shard_plan import Piece, ShardPlan
 from gpt_core.source_files import SourceSpec, list_files
@@ -108,6 +110,19 @@ def test_damaged_files_are_rejects_with_a_reason_and_whole_ones_documents(tmp_pa
     assert "damaged file" in reasons["cut.mid"]
     assert "damaged file" in reasons["empty.midi"]
     assert reasons["silent.mid"] == "found no note outside of drums; expected at least one"
+
+
+def test_a_midi_file_is_a_prompt_to_continue(tmp_path):
+    whole = write_midi([Note(0, 60, 50, 62)])
+    (tmp_path / "theme.mid").write_bytes(whole)
+    (tmp_path / "cut.mid").write_bytes(whole[:-20])
+    scan = scan_prompts((str(tmp_path / "*.mid"),), Sampling(), 4)
+    [cut] = scan.ranges
+    [prompt] = read_range(scan.files, cut, Sampling())
+    assert (prompt.id, prompt.text) == ("theme.mid:1", "v15 on60 t50 off60 ")
+    [reject] = scan.rejects
+    assert reject.file == "cut.mid"
+    assert "damaged file" in reject.reason
 
 
 def test_no_damage_crashes_the_reader():

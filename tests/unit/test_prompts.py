@@ -173,7 +173,7 @@ def test_missing_files_and_unknown_formats_are_refused(tmp_path):
     with pytest.raises(CorpusError, match=r"none\.txt: found no such file; expected a file of prompts"):
         read_all(tmp_path / "none.txt")
     (tmp_path / "some.docx").write_text("a")
-    with pytest.raises(CorpusError, match=r"found the suffix '\.docx'; expected \.txt, \.jsonl, \.parquet or \.arrow"):
+    with pytest.raises(CorpusError, match=r"found the suffix '\.docx'; expected \.txt, \.jsonl, \.parquet, \.arrow or"):
         read_all(tmp_path / "some.docx")
 
 
