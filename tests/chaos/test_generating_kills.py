@@ -49,12 +49,12 @@ def _kill_a_replica(command: Command, rng: random.Random) -> bool:
 
 
 def _kill_an_actor(command: Command, rng: random.Random) -> bool:
-    assert command.kill_one_below(rng, "_ShardActor"), command.said
+    assert command.kill_one_below(rng, "ShardActor"), command.said
     return True
 
 
 def _kill_the_driver(command: Command, rng: random.Random) -> bool:
-    command.kill()
+    command.end()
     return False
 
 

@@ -3,44 +3,31 @@
 Run as a script inside the namespaces by ``perform``.
 """
 
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.chaos.command import ROOT
+from tests.chaos.namespaces import NODE, run_inside, text_of
+
 PATIENCE_SECONDS = 420
-_UNSHARE = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
 # Where the first of these appears, a stage is at work.
 _SIGNS = ("model/checkpoints/step-*", "generated/rows/*")
 
 
 def perform(words: list[str], output: Path, folder: Path) -> str:
     """Run the pipeline with the words on three nodes, two of which die; return what it said."""
-    inside = 'ip link set lo up; exec "$@"'
-    with tempfile.TemporaryDirectory(prefix="herd-", ignore_cleanup_errors=True) as ray_folder:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
-        settings = {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": ray_folder, "HOME": str(folder)}
-        done = subprocess.run(
-            [*_UNSHARE, "bash", "-c", inside, "_", sys.executable, "-m", __name__, str(output), str(folder), *words],
-            env=kept | settings | {"PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0"},
-            cwd=ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
     log = folder / "log"
-    said = log.read_text() if log.exists() else ""
-    assert done.returncode == 0, said + done.stdout + done.stderr
-    return said
+    run_inside(__name__, [str(output), str(folder), *words], folder, log)
+    return text_of(log)
 
 
 def _main(output: Path, folder: Path, words: list[str]) -> int:
     from ray.cluster_utils import Cluster
 
-    node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 2, "include_dashboard": False})
-    others = [cluster.add_node(**node) for _ in _SIGNS]
+    cluster = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 2, "include_dashboard": False})
+    others = [cluster.add_node(**NODE) for _ in _SIGNS]
     with (folder / "log").open("ab") as log:
         job = subprocess.Popen(
             [sys.executable, "-m", "jobs.pipeline", *words, "--cluster.address", str(cluster.address)],
