@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cluster.engine_client import EngineClient
@@ -27,6 +28,7 @@ _MAX_ONGOING_REQUESTS = 4096
 _DRAIN_POLL_SECONDS = 0.1
 _WAKE_SECONDS = 1.0
 _CALL_SECONDS = 5.0
+_EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 _EXAMPLE = '{"prompt": "def main(", "max_tokens": 32}'
 
 
@@ -87,7 +89,11 @@ def serve_until_stopped(settings: ServeJob) -> str:
     with connect(settings.cluster) as cluster:
         if cluster.address is None:
             _require_free(settings.host, settings.port)
-        with running(settings, served, access, cluster) as address, _sigterm_sets(stopped):
+        with (
+            running(settings, served, access, cluster) as address,
+            _linked(settings, served),
+            _sigterm_sets(stopped),
+        ):
             _announce(settings, served, address)
             while not stopped.wait(_WAKE_SECONDS):
                 pass
@@ -218,6 +224,18 @@ def _sigterm_sets(stopped: threading.Event) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _linked(settings: ServeSettings, served: Served) -> contextlib.AbstractContextManager[None]:
+    """Let MLflow's run of the checkpoint link to the page meanwhile."""
+    from cluster.tracking.served import linked_to_page
+    from gpt_core import checkpoint
+
+    if not settings.page:
+        return contextlib.nullcontext()
+    host = socket.gethostname() if settings.host in _EVERY_ADDRESS else _bracketed(settings.host)
+    path = Path(served.checkpoint)
+    return linked_to_page(path, checkpoint.weights_digest(path), f"http://{host}:{settings.port}/")
 
 
 def _announce(settings: ServeSettings, served: Served, address: str) -> None:
