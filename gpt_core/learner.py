@@ -240,7 +240,7 @@ class Learner:
         """Return the loss of a micro-batch over the targets in these rows, over all of them without rows."""
         hidden_BTC, head, targets_BT = self._hidden(ids[:, :-1]), self.model.wte.weight, ids[:, 1:]
         if rows is None:
-            return next_token_loss(hidden_BTC, head, targets_BT)
+            return next_token_loss(hidden_BTC, head, targets_BT, compiled=self.compute.compiled)
         return masked_next_token_loss(hidden_BTC, head, targets_BT, torch.from_numpy(rows).to(ids.device))
 
     def _contribution_views(self, buffer: Tensor) -> list[Tensor]:

@@ -7,6 +7,9 @@ of rows are computed together, and only the chunk's logits ever exist.
 Shapes: N = B * T rows, n rows of a chunk, C width, V vocabulary.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,13 +22,15 @@ CPU_BLOCK_BYTES = 1536 * 1024
 GPU_CHUNK_BYTES = 1024 * 1024 * 1024
 
 
-def next_token_loss(hidden_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor) -> Tensor:
+def next_token_loss(hidden_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor, *, compiled: bool = False) -> Tensor:
     """Return the mean loss in nats as an fp32 scalar, differentiable in both tensors.
 
-    The products run in the dtype of ``hidden_BTC``, the softmax in fp32.
+    The products run in the dtype of ``hidden_BTC``, the softmax in fp32. In bf16 ``compiled`` fuses what is between
+    the products: 160 x 50,257 logits take 8.1 ms instead of 16.2, in fp32 9.7 and 8.5 (one core, 2026-11-23).
     """
     hidden_NC = hidden_BTC.flatten(0, -2)
-    return _ChunkedLoss.apply(hidden_NC, weight_VC, targets_BT.flatten())  # type: ignore[return-value]
+    softmax = _compiled_gradient() if compiled and hidden_NC.dtype == torch.bfloat16 else _gradient
+    return _ChunkedLoss.apply(hidden_NC, weight_VC, targets_BT.flatten(), softmax)  # type: ignore[return-value]
 
 
 def token_losses(hidden_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor) -> Tensor:
@@ -52,7 +57,11 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx, hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor
+        ctx: torch.autograd.function.FunctionCtx,
+        hidden_NC: Tensor,
+        weight_VC: Tensor,
+        targets_N: Tensor,
+        softmax: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]],
     ) -> Tensor:
         num_rows = hidden_NC.shape[0]
         losses_N = torch.empty(num_rows, dtype=torch.float32, device=hidden_NC.device)
@@ -64,9 +73,9 @@ class _ChunkedLoss(torch.autograd.Function):
             chunk = slice(start, min(start + rows, num_rows))
             x_nC = hidden_NC[chunk]
             chunk_nV = torch.mm(x_nC, weight_VC.t(), out=logits_nV[: x_nC.shape[0]])
-            losses_N[chunk], grad_nV, sum_n1 = _exponentiate(chunk_nV.float(), targets_N[chunk])
-            grad_nV.scatter_add_(1, targets_N[chunk, None], -sum_n1)
-            grad_nV, scale_n1 = grad_nV.to(x_nC.dtype), (1.0 / (sum_n1 * num_rows)).to(x_nC.dtype)
+            losses_N[chunk], grad_nV, sum_n1, grad_of_target_n1 = softmax(chunk_nV, targets_N[chunk])
+            grad_nV.scatter_(1, targets_N[chunk, None], grad_of_target_n1.to(x_nC.dtype))
+            scale_n1 = (1.0 / (sum_n1 * num_rows)).to(x_nC.dtype)
             torch.mm(grad_nV, weight_VC, out=grad_hidden_NC[chunk]).mul_(scale_n1)
             x_nC = x_nC * scale_n1
             grad_weight_VC = grad_weight_VC.addmm_(grad_nV.t(), x_nC) if start else grad_nV.t() @ x_nC
@@ -74,12 +83,37 @@ class _ChunkedLoss(torch.autograd.Function):
         return losses_N.sum() / num_rows
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden_NC, grad_weight_VC = ctx.saved_tensors  # type: ignore[attr-defined]
         (scale,) = grad_outputs
         if scale.device.type == "cpu" and scale.item() == 1.0:
-            return grad_hidden_NC, grad_weight_VC, None
-        return grad_hidden_NC * scale, grad_weight_VC * scale, None
+            return grad_hidden_NC, grad_weight_VC, None, None
+        return grad_hidden_NC * scale, grad_weight_VC * scale, None, None
+
+
+def _gradient(logits_nV: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return losses [n], the rows' exponentials e in the logits' dtype, their sums s, and e - s at the targets.
+
+    May overwrite the logits.
+    """
+    losses_n, exp_nV, sum_n1 = _exponentiate(logits_nV.float(), targets_n)
+    target_n1 = exp_nV.gather(1, targets_n[:, None]) - sum_n1
+    return losses_n, exp_nV.to(logits_nV.dtype), sum_n1, target_n1
+
+
+def _gradient_in_one(logits_nV: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the same, written for the compiler: a pass for the maxima and one for all the rest."""
+    wide_nV = logits_nV.float()
+    top_n1 = wide_nV.amax(1, keepdim=True)
+    exp_nV = (wide_nV - top_n1).exp()
+    sum_n1 = exp_nV.sum(1, keepdim=True)
+    target_n1 = wide_nV.gather(1, targets_n[:, None]) - top_n1
+    return (sum_n1.log() - target_n1)[:, 0], exp_nV.to(logits_nV.dtype), sum_n1, target_n1.exp() - sum_n1
+
+
+@functools.cache
+def _compiled_gradient() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]:
+    return torch.compile(_gradient_in_one)
 
 
 def _exponentiate(logits_nV: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:

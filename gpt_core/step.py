@@ -75,3 +75,5 @@ def make_cuda_deterministic() -> None:
     """Choose CUDA kernels that give the same bits each time, for the rest of the process."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(mode=True)
+    # Nothing here reads memory before it is written; filling it would be a pass over every new tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]

@@ -53,6 +53,29 @@ def test_bf16_inputs_give_an_fp32_loss_near_the_fp32_one():
     np.testing.assert_allclose(rough.item(), exact, rtol=2e-2)
 
 
+@pytest.mark.parametrize("chunk_bytes", [1, 10**9])
+def test_what_the_compiler_is_given_is_the_same_loss_with_the_same_gradients(monkeypatch, chunk_bytes):
+    monkeypatch.setattr(loss, "CPU_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(loss, "_compiled_gradient", lambda: loss._gradient_in_one)
+    hidden, weight, targets = make_case()
+    rough = hidden.bfloat16(), weight.bfloat16()
+    plain = F.cross_entropy(F.linear(*rough).float().flatten(0, 1), targets.flatten())
+    expected = torch.autograd.grad(plain, rough)
+    ours = loss.next_token_loss(*rough, targets, compiled=True)
+    torch.testing.assert_close(ours, plain, atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(torch.autograd.grad(ours, rough), expected, atol=2e-3, rtol=5e-2)
+
+
+def test_a_target_that_is_all_but_certain_keeps_its_gradient_in_bf16(monkeypatch):
+    """In bf16 e - s would be 0 where both round to 1; the difference is taken before it is rounded."""
+    monkeypatch.setattr(loss, "_compiled_gradient", lambda: loss._gradient_in_one)
+    hidden = torch.ones(1, 1, 1, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.tensor([[8.0], [0.0]], dtype=torch.bfloat16)
+    (grad,) = torch.autograd.grad(loss.next_token_loss(hidden, weight, torch.tensor([[0]]), compiled=True), hidden)
+    wrong = 1 / (1 + np.exp(8.0))  # probability of the other token; dloss/dhidden = -8 wrong
+    assert grad.item() == pytest.approx(-8 * wrong, rel=2e-2)
+
+
 def test_logits_far_beyond_the_range_of_exp_keep_their_loss():
     hidden = torch.tensor([[[1.0], [-1.0]]])
     weight = torch.tensor([[500.0], [0.0], [-500.0]])
