@@ -146,7 +146,7 @@ def parse_tokenize(value: object, model: ServedModel) -> list[int]:
     """
     body = checked(TokenizeBody, value)
     check_model(body.model, model)
-    return model.tokenizer.encode_prompt(body.prompt).tolist()
+    return _ids(body.prompt, model)
 
 
 def check_model(name: str | None, model: ServedModel) -> None:
@@ -264,7 +264,14 @@ def _prompt_ids(prompt: str | list[int], index: int, model: ServedModel) -> tupl
 def _encoded(text: str, index: int, model: ServedModel) -> list[int]:
     if len(text) > model.window_tokens * _MAX_TOKEN_BYTES:
         raise _too_long(index, f"{len(text):,} characters", model)
-    return model.tokenizer.encode_prompt(text).tolist()
+    return _ids(text, model)
+
+
+def _ids(text: str, model: ServedModel) -> list[int]:
+    try:
+        return model.tokenizer.encode_prompt(text).tolist()
+    except UserError as error:  # a word that is none of a vocabulary of words
+        raise refused(error) from error
 
 
 def _too_long(index: int, found: str, model: ServedModel) -> ApiError:

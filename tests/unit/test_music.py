@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.api_error import ApiError
+from cluster.completions_schema import ServedModel, parse_completions
 from gpt_core.document_batch import Document, ReadingOptions
 from gpt_core.documents import read_documents
 from gpt_core.errors import SettingsError
@@ -152,6 +154,14 @@ def test_the_music_tokenizer_reads_words_and_names_those_it_does_not_know():
     assert (flat.tolist(), offsets.tolist(), flat.dtype) == ([356, 0, 128], [0, 1, 1, 3], np.uint16)
     with pytest.raises(SettingsError, match="found the word 'c4'; expected events such as v16"):
         tokenizer.encode("v16 c4")
+
+
+def test_the_service_refuses_a_prompt_with_a_word_that_is_no_event():
+    model = ServedModel("tiny", load_tokenizer("music"), window_tokens=32, fingerprint="herd-0", created=0)
+    with pytest.raises(ApiError) as caught:
+        parse_completions({"prompt": "v16 c4"}, model, 8)
+    assert caught.value.status == 400
+    assert "found the word 'c4'" in str(caught.value)
 
 
 def test_an_exported_vocabulary_reads_the_same_words(tmp_path):
