@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from benchmarks import gpu_train
-from gpt_core.presets import PRESETS
+from benchmarks import gpu_train, ray_overhead
+from gpt_core.presets import PRESETS, ModelShape
+from gpt_core.training_plan import TrainingPlan
 
 _ALONE = """
 import sys
@@ -59,3 +60,12 @@ def test_the_bench_of_a_step_prints_ceilings_and_its_share_of_them():
     assert re.search(r"ceiling fp32: [1-9]\d* GFLOP/s", done.stdout)
     assert re.search(r"ceiling bf16: \d+ GFLOP/s", done.stdout)
     assert re.search(r"ours +[\d,]+ tokens/s, .* of the (fp32|bf16) ceiling", done.stdout)
+
+
+def test_the_rate_under_ray_counts_all_time_between_steps_but_not_the_start():
+    plan = TrainingPlan("corpus", "run", ModelShape(1, 1, 8, 8, 16), 20, 8, 4, 2)
+    # The first step ends after 100 s, each later one 0.5 s after its predecessor.
+    steps = [(100.0 + 0.5 * step, {"data_wait_share": 0.9 if step < 2 else 0.004}) for step in range(20)]
+    found = ray_overhead._measured(plan, steps)
+    assert found.tokens_per_second == pytest.approx(4 * 8 / 0.5)
+    assert found.data_wait_share == pytest.approx(0.004)
