@@ -1,5 +1,7 @@
 """``POST /v1/inspect`` and the page that shows what it says, beside the routes of ``cluster.http_api``."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import orjson
@@ -15,6 +17,10 @@ from cluster.http_guard import read_json
 from cluster.page_files import HEADERS, FileOfPage, read_page
 from gpt_core.errors import UserError
 from gpt_core.inspection import Query
+
+MAX_INSPECTIONS = 4
+"""At a time: each computes for a while on the cores that draw other callers' tokens."""
+_RETRY_AFTER_SECONDS = 1
 
 
 class Inspects(Protocol):
@@ -51,6 +57,7 @@ class InspectApi:
         self._inspector = inspector
         self._admission = admission
         self._max_request_bytes = max_request_bytes
+        self._in_progress = 0
 
     def routes(self) -> list[BaseRoute]:
         """Return the routes: the question, the page, and the page's files."""
@@ -61,13 +68,24 @@ class InspectApi:
         """Say what the model computes for a prompt."""
         body = await read_json(request, self._max_request_bytes)
         query = await run_in_threadpool(parse_inspect, body, self._model)
-        with self._admission.admit(1):
+        with self._admission.admit(1), self._one_of_few():
             try:
                 answer = await self._inspector.inspect(query)
             except UserError as error:
                 raise _refused(error) from error
         whole = {"object": "inspection", "name": self._model.name, "fingerprint": self._model.fingerprint, **answer}
         return Response(orjson.dumps(whole, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
+
+    @contextlib.contextmanager
+    def _one_of_few(self) -> Iterator[None]:
+        if self._in_progress >= MAX_INSPECTIONS:
+            message = f"the service looks into {MAX_INSPECTIONS} prompts already, the most at a time; try again"
+            raise ApiError(503, message, None, "overloaded", _RETRY_AFTER_SECONDS)
+        self._in_progress += 1
+        try:
+            yield
+        finally:
+            self._in_progress -= 1
 
 
 def parse_inspect(value: object, model: ServedModel) -> Query:

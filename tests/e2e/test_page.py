@@ -164,6 +164,11 @@ def test_sliders_show_what_drawing_makes_of_the_distribution(watched, service, w
     watched.page.fill("#next-top-k", "3")
     kept = [share / sum(colder[:3]) for share in colder[:3]] + [0.0] * 7
     assert [row[-1] for row in candidates(watched.page)] == [as_percent(share) for share in kept]
+    watched.page.fill("#next-top-p", "0.5")
+    # Of the three, the fewest that hold half of what the three hold together.
+    few = 1 + (colder[0] < 0.5 * sum(colder[:3])) + (colder[0] + colder[1] < 0.5 * sum(colder[:3]))
+    kept = [share / sum(colder[:few]) if index < few else 0.0 for index, share in enumerate(colder[:10])]
+    assert [row[-1] for row in candidates(watched.page)] == [as_percent(share) for share in kept]
     watched.page.fill("#next-top-k", "201")
     watched.page.fill("#next-temperature", "1")
     watched.page.fill("#next-top-p", "0.6")

@@ -1,8 +1,11 @@
 """Promises of cluster.inspect_api and cluster.page_files: what the page asks, and what it is made of."""
 
+import asyncio
 import hashlib
 import re
+import threading
 from base64 import b64decode, b64encode
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from starlette.testclient import TestClient
 from cluster.completions_schema import ServedModel
 from cluster.http_api import Admission, Api, Limits, build_app
 from cluster.http_guard import Access, access_for
-from cluster.inspect_api import InspectApi
+from cluster.inspect_api import MAX_INSPECTIONS, InspectApi
 from cluster.page_files import FOLDER, joined_script, page_in_one_file, read_page
 from gpt_core.inspection import Inspector
 from gpt_core.model import GPT
@@ -28,9 +31,11 @@ class Direct:
     """Inspects here instead of in a replica; fails as one may where told to."""
 
     failure: Exception | None = None
+    gate: threading.Event | None = None
 
     def __init__(self, inspector):
         self._inspector = inspector
+        self.waiting = threading.Semaphore(0)
 
     async def check(self):
         raise NotImplementedError
@@ -38,6 +43,9 @@ class Direct:
     complete = stream = check
 
     async def inspect(self, query):
+        if self.gate:
+            self.waiting.release()
+            await asyncio.to_thread(self.gate.wait, 20)
         if self.failure:
             raise self.failure
         return self._inspector.inspect(query)
@@ -120,10 +128,24 @@ def test_a_full_or_closing_service_turns_inspections_away(direct):
     client = make(direct, admission=admission)
     with admission.admit(1):
         response = inspect(client, prompt="a")
-    assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
+    assert (response.status_code, response.json()["error"]["code"]) == (429, "queue_full")
     assert response.headers["retry-after"] == "1"
     admission.is_draining = True
     assert inspect(client, prompt="a").json()["error"]["code"] == "shutting_down"
+
+
+def test_no_more_than_a_few_prompts_are_looked_into_at_a_time(direct):
+    client = make(direct, admission=Admission(100))
+    direct.gate = threading.Event()
+    with ThreadPoolExecutor(MAX_INSPECTIONS) as pool:
+        busy = [pool.submit(inspect, client, prompt="a") for _ in range(MAX_INSPECTIONS)]
+        assert all(direct.waiting.acquire(timeout=20) for _ in busy)
+        response = inspect(client, prompt="a")
+        direct.gate.set()
+        assert [answer.result().status_code for answer in busy] == [200] * MAX_INSPECTIONS
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
+    assert response.headers["retry-after"] == "1"
+    assert inspect(client, prompt="a").status_code == 200
 
 
 def test_a_failure_tells_nothing_of_the_prompt_and_frees_its_place(direct):
