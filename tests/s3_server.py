@@ -72,17 +72,21 @@ class Proxy(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Proxy
     protocol_version = "HTTP/1.1"
+
+    @property
+    def proxy(self) -> Proxy:
+        assert isinstance(self.server, Proxy)
+        return self.server
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        self.server.gets[path] += 1
-        mood = self.server.mood(path)
+        self.proxy.gets[path] += 1
+        mood = self.proxy.mood(path)
         if mood == "slow down":
             self._answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN)
         elif mood == "stall":
-            self.server.ended.wait(60)
+            self.proxy.ended.wait(60)
             self.close_connection = True
         else:
             self._answer(*self._asked(), mood=mood)
@@ -92,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(status, headers, b"")
 
     def _asked(self) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection(self.server.upstream)
+        connection = http.client.HTTPConnection(self.proxy.upstream)
         connection.request(self.command, self.path, headers=dict(self.headers))
         answer = connection.getresponse()
         body = answer.read()
@@ -112,5 +116,5 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[: len(body) // 2] if mood == "cut" else body)
         self.close_connection = mood == "cut"
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         """Say nothing."""

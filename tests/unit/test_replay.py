@@ -355,6 +355,7 @@ def test_what_is_appended_just_before_the_closing_is_sent(tmp_path, monkeypatch)
     with book.opened("", "job", "pipeline", None) as run:
         assert looked.wait(100)
         run.log_metrics({"loss": 1.0}, step=1)
+    assert book._replayer is not None
     book._replayer._patience.closing.set()
     appended.set()
     assert book.close(100.0)

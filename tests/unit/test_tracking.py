@@ -1,5 +1,6 @@
 """Runs in a real MLflow store: what they hold, how they end, and that a row is never there twice."""
 
+import importlib
 import json
 import math
 import shutil
@@ -67,9 +68,7 @@ def test_run_holds_what_the_job_recorded(output):
             child.log_table([{"prompt": "Où", "text": "là"}], "samples.json")
             child.log_loss_plot()
             child.log_model("step-00000020", step=20, metrics={"loss": 2.25}, tags={"herd.checkpoint": "abc"})
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{output.parent}/mlflow.db")
+    client = importlib.import_module("mlflow").MlflowClient(f"sqlite:///{output.parent}/mlflow.db")
     parent, held = client.get_run(run.run_id), client.get_run(child.run_id)
     assert parent.data.params["model.n_layer"] == "2"
     assert parent.data.params["model.name"] == "null"
@@ -113,15 +112,16 @@ def test_points_sent_again_at_any_time_are_the_same_rows(output):
     """What exactly once rests on: a request may land late, after its repetition or beside it."""
     with open_run(QUIET, name="a", kind="pretrain", output=output) as run:
         pass
-    store = tracking_store(output)
+    store, run_id = tracking_store(output), run.run_id
+    assert run_id is not None
     points = [Point("loss", step, 1000 + step, [0.1, math.nan, math.inf][step % 3]) for step in range(300)]
-    store.log_points(run.run_id, points[:200])
+    store.log_points(run_id, points[:200])
     refused = []
 
     def send(start):
         for _ in range(50):
             try:
-                return store.log_points(run.run_id, points[start : start + 150])
+                return store.log_points(run_id, points[start : start + 150])
             except Exception as error:  # written at the same moment by another: to be tried again, not refused
                 refused.append(store.is_refusal(error))
         raise AssertionError("never taken")
