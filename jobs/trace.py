@@ -15,9 +15,9 @@ SETTINGS = TraceSettings
 
 def main(settings: TraceSettings) -> str:
     """Return the answer as a table for people."""
-    from gpt_core.corpus import Corpus
+    from gpt_core.supervised_corpus import open_corpus
 
-    corpus = Corpus(settings.corpus, "train")
+    corpus = open_corpus(settings.corpus, "train")
     order = corpus.order(**_order_settings(settings))
     if settings.document is not None:
         return _document_table(settings, corpus, order)

@@ -71,7 +71,7 @@ class Bench:
         """Return a checkpoint of the same shape with the seed's weights: to fine-tune it is to train from scratch."""
         from gpt_core.learner import Learner
 
-        base = checkpoint.load(self.pretrained() if self.checkpoint else self.folder / "pretrained")
+        base = checkpoint.load(self.checkpoint or self.folder / "pretrained")
         learner = Learner(base.shape, Recipe(), seed).initialise()
         description = checkpoint.Description(step=0, tokens=0, shape=base.shape, tokenizer=base.tokenizer)
         output = self.folder / f"untrained-{seed}"
@@ -82,7 +82,7 @@ class Bench:
         """Fine-tune a checkpoint on (source, target) pairs and return what came of it."""
         examples = self.folder / f"{name}.jsonl"
         examples.write_text("".join(json.dumps({"source": s, "target": t}) + "\n" for s, t in pairs), "utf-8")
-        train_settings = {"num_steps": self.steps, "threads_per_worker": self.threads, "evaluate_every_steps": 25}
+        train_settings = {"num_steps": self.steps, "threads_per_worker": self.threads, "evaluate_every_steps": 25, "evaluate_sequences": 32}
         values = {
             "checkpoint": start,
             "examples": [str(examples)],
@@ -127,6 +127,7 @@ class Bench:
             micro_batch_sequences=4,
             recipe=Recipe(learning_rate=3e-3, warmup_tokens=10_240, beta2=0.99),
             num_threads=self.threads,
+            checkpoint_every_steps=50,
             evaluate_sequences=32,
         )
 
