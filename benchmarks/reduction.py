@@ -1,7 +1,8 @@
 """What exact sums cost: the fixed tree over ranks beside the library's all-reduce, interleaved.
 
 Two processes on this machine, joined by gloo over loopback, sum a flat gradient by either, in turn:
-that of GPT-2 124M alone, and whole training steps of the quickstart's model. Prints medians.
+that of GPT-2 124M alone, and whole training steps of the quickstart's model, these also with the
+optimizer sharded over the ranks. Prints medians, and ratios of neighbours to the library's.
 
     python -m benchmarks.reduction [--ranks 2] [--rounds 5]
 """
@@ -9,7 +10,7 @@ that of GPT-2 124M alone, and whole training steps of the quickstart's model. Pr
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -21,12 +22,11 @@ from gpt_core.presets import ModelShape
 from gpt_core.reduction import Ranks, sum_over_ranks
 from gpt_core.schedule import Recipe
 from gpt_core.step import Compute
-from gpt_core.training_plan import Reduction
 
 GPT2 = ModelShape(12, 12, 768, 1024, 50257)
 QUICKSTART = ModelShape(4, 4, 128, 128, 50257)
-MODES: tuple[Reduction, Reduction] = ("exact", "fast")
-Seconds = dict[Reduction, list[float]]
+LIBRARY = "fast"
+Seconds = dict[str, list[float]]
 
 
 def measure(ranks: Ranks, rounds: int) -> dict[str, Seconds]:
@@ -43,29 +43,39 @@ def measure(ranks: Ranks, rounds: int) -> dict[str, Seconds]:
 
 def _sums(ranks: Ranks, num_elements: int, rounds: int) -> Seconds:
     buffer = torch.ones(num_elements)
-    return _interleaved(ranks, rounds, lambda mode: sum_over_ranks(buffer, ranks, mode))
+    ways = {
+        "exact": lambda: sum_over_ranks(buffer, ranks, "exact"),
+        LIBRARY: lambda: sum_over_ranks(buffer, ranks, "fast"),
+    }
+    return _interleaved(ranks, rounds, ways)
 
 
 def _steps(ranks: Ranks, rounds: int) -> Seconds:
     random = np.random.default_rng(ranks.rank)
     windows = random.integers(0, 50257, (1, 4, 129))
-    learners = {
-        mode: Learner(QUICKSTART, Recipe(learning_rate=1e-3), 0, Compute(reduction=mode), ranks).initialise()
-        for mode in MODES
+
+    def step_by(compute: Compute) -> Callable[[], object]:
+        learner = Learner(QUICKSTART, Recipe(learning_rate=1e-3), 0, compute, ranks).initialise()
+        return lambda: learner.take_step(windows, 1.0)
+
+    ways = {
+        "exact": step_by(Compute()),
+        "exact and sharded": step_by(Compute(sharding="optimizer")),
+        LIBRARY: step_by(Compute(reduction="fast")),
     }
-    return _interleaved(ranks, rounds, lambda mode: learners[mode].take_step(windows, 1.0))
+    return _interleaved(ranks, rounds, ways)
 
 
-def _interleaved(ranks: Ranks, rounds: int, work: Callable[[Reduction], object]) -> Seconds:
-    seconds: Seconds = {mode: [] for mode in MODES}
+def _interleaved(ranks: Ranks, rounds: int, ways: Mapping[str, Callable[[], object]]) -> Seconds:
+    seconds: Seconds = {way: [] for way in ways}
     for number in range(-1, rounds):  # the first round warms up
-        for mode in MODES if number % 2 else MODES[::-1]:
+        for way in list(ways)[:: 1 if number % 2 else -1]:
             dist.barrier(ranks.group)
             started = time.perf_counter()
-            work(mode)
+            ways[way]()
             dist.barrier(ranks.group)
             if number >= 0:
-                seconds[mode].append(time.perf_counter() - started)
+                seconds[way].append(time.perf_counter() - started)
     return seconds
 
 
@@ -76,12 +86,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     for what, seconds in run_on_ranks(options.ranks, measure, options.rounds).items():
-        exact, fast = (statistics.median(seconds[mode]) for mode in MODES)
-        ratios = [one / other for one, other in zip(seconds["exact"], seconds["fast"], strict=True)]
-        print(
-            f"{what}, {options.ranks} processes: exact {exact * 1e3:.1f} ms, fast {fast * 1e3:.1f} ms, "
-            f"ratio of neighbours {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-        )
+        library = statistics.median(seconds[LIBRARY])
+        print(f"{what}, {options.ranks} processes: {LIBRARY} {library * 1e3:.1f} ms")
+        for way in sorted(seconds.keys() - {LIBRARY}):
+            ratios = [one / other for one, other in zip(seconds[way], seconds[LIBRARY], strict=True)]
+            print(
+                f"  {way} {statistics.median(seconds[way]) * 1e3:.1f} ms, "
+                f"ratio of neighbours {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+            )
 
 
 if __name__ == "__main__":

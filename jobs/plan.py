@@ -138,7 +138,9 @@ def _remarks(layout: "Layout") -> list[str]:
     remarks = ["N counts all parameters; D tokens, L layers, d width, T window, b micro-batch, V vocabulary."]
     if layout.data > 1:
         whole = layout.optimizer_bytes * layout.data
-        remarks.append(f"herd pretrain itself keeps the whole optimizer on each GPU, {whole / 1e9:,.1f} GB.")
+        remarks.append(
+            f"The optimizer is sharded as by train.sharding optimizer; without it each GPU keeps {whole / 1e9:,.1f} GB."
+        )
     if layout.tensor * layout.pipeline > 1:
         remarks.append("herd pretrain itself splits the batch only: tensor and pipeline ways need another trainer.")
     return remarks
