@@ -8,6 +8,7 @@ from typing import Any
 
 from gpt_core.errors import UserError
 
+_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 MESSAGE_CHARACTERS = 400
 """A message that quotes a value is cut here: a prompt given in the wrong place is not sent back whole."""
 
@@ -41,7 +42,7 @@ class ApiError(Exception):
     @property
     def body(self) -> dict[str, Any]:
         """The JSON object of the answer."""
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = "server_error" if self.status >= 500 else _KINDS.get(self.status, "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     @property

@@ -35,6 +35,10 @@ class ServedModel:
     fingerprint: str
     created: int
     """Seconds since 1970 at which the service started."""
+    checkpoint: str = ""
+    """SHA-256 of the weights."""
+    precision: str = "auto"
+    """What the engine was told to compute in."""
 
 
 @dataclass(frozen=True, slots=True)

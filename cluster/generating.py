@@ -5,16 +5,20 @@ them to the deployment and commits one file. A row depends on the checkpoint, th
 and its own id, so the dataset is the same for any number of replicas and actors, and after any crash.
 """
 
+import contextlib
 import functools
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.http_guard import API_KEY
 from cluster.performances import PICTURE, write_performances
 from cluster.prompt_completer import Completing, PromptCompleter
 from cluster.record_book import Run
+from cluster.service_client import Service
 from cluster.serving import handles_only
 from cluster.session import Cluster
 from cluster.shard_job import ShardJob, run_shard_job
@@ -64,6 +68,7 @@ def resolve(settings: GenerateSettings) -> Inputs:
     Raises:
         CheckpointError: If there is no whole checkpoint.
         CorpusError: If a prompt file is missing, or no prompt can be used.
+        UserError: If the service at the address serves another checkpoint, or does not answer.
         ResourceError: If the checkpoint makes music and symusic is not installed.
     """
     loaded = checkpoint.load(settings.checkpoint)
@@ -85,7 +90,14 @@ def resolve(settings: GenerateSettings) -> Inputs:
         "sampling": settings.sampling.model_dump(mode="json"),
         "precision": settings.engine.precision,
     }
+    if (service := service_of(settings)) and not (Path(settings.output) / MANIFEST).exists():
+        service.require(decisive["checkpoint"], settings.engine.precision)
     return Inputs(loaded.path, loaded.tokenizer["name"], scan, decisive)
+
+
+def service_of(settings: GenerateSettings) -> Service | None:
+    """Return the running service the settings name, with the key from the environment."""
+    return Service(settings.address, os.environ.get(API_KEY)) if settings.address else None
 
 
 def _told(scan: PromptScan) -> str:
@@ -139,6 +151,7 @@ def _perform(settings: GenerateSettings, inputs: Inputs, cluster: Cluster, run: 
         folder=settings.output,
         file_format=settings.format,
         application=application,
+        service=service_of(settings),
         tokenizer=inputs.tokenizer,
         checkpoint=inputs.decisive["checkpoint"],
         files=inputs.scan.files,
@@ -153,7 +166,8 @@ def _perform(settings: GenerateSettings, inputs: Inputs, cluster: Cluster, run: 
         make_worker=functools.partial(PromptCompleter, completing),
         pool=settings.pool,
     )
-    with handles_only(str(inputs.checkpoint), engine, cluster, application):
+    own = handles_only(str(inputs.checkpoint), engine, cluster, application)
+    with contextlib.nullcontext() if settings.address else own:
         ledger = run_shard_job(job, cluster)
     generated = _commit(settings, inputs, sorted(ledger.rows(), key=lambda row: row["index"]))
     ledger.remove()

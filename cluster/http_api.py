@@ -5,6 +5,10 @@
     POST /tokenize           text to token ids
     GET  /health, /ready     alive; able to answer
 
+Too much at a time is turned away with 429 (the bound on completions in progress is reached: the client sends
+less, or later), what is no fault of the client with 503 (starting, without a replica, shutting down); both with
+Retry-After.
+
 Called by the ingress deployment of ``cluster.service``; tests put a fake engine behind it. No
 prompt and no generated text is ever logged.
 """
@@ -87,12 +91,12 @@ class Admission:
         """Count the completions while the body runs.
 
         Raises:
-            ApiError: 503 when there is no room, or no more is taken.
+            ApiError: 429 when there is no room, 503 when no more is taken.
         """
         self.refuse_when_draining()
         if self.in_progress + num_completions > self._capacity:
             message = f"the service has {self.in_progress:,} of at most {self._capacity:,} completions in progress"
-            raise ApiError(503, f"{message}; try again", None, "overloaded", _RETRY_AFTER_SECONDS)
+            raise ApiError(429, f"{message}; try again", None, "queue_full", _RETRY_AFTER_SECONDS)
         self.in_progress += num_completions
         try:
             yield
@@ -115,6 +119,7 @@ class Api:
         self._completer = completer
         self._limits = limits
         self._admission = admission
+        self._has_answered = False
 
     def routes(self) -> list[BaseRoute]:
         """Return the routes of the API."""
@@ -129,6 +134,8 @@ class Api:
 
     async def completions(self, request: Request) -> Response:
         """Complete the prompts of a request."""
+        if not self._has_answered:
+            await self._require_engine()
         body = await read_json(request, self._limits.max_request_bytes)
         # In a thread: encoding long texts would hold up the other streams.
         call = await run_in_threadpool(parse_completions, body, self._model, self._limits.max_completions)
@@ -165,11 +172,15 @@ class Api:
     async def ready(self, _: Request) -> Response:
         """Say whether a completion would be answered now."""
         self._admission.refuse_when_draining()
+        await self._require_engine()
+        return JSONResponse({"status": "ready", "model": self._model.name})
+
+    async def _require_engine(self) -> None:
         try:
             await asyncio.wait_for(self._completer.check(), _CHECK_SECONDS)
         except Exception as error:
             raise ApiError(503, "no engine answers", None, "not_ready", _RETRY_AFTER_SECONDS) from error
-        return JSONResponse({"status": "ready", "model": self._model.name})
+        self._has_answered = True
 
     async def _chunks(self, call: Call, reply: Reply) -> AsyncGenerator[bytes, None]:
         with self._admission.admit(call.num_completions):
@@ -184,7 +195,8 @@ class Api:
     def _describe_model(self) -> dict[str, Any]:
         model = self._model
         described = {"id": model.name, "object": "model", "created": model.created, "owned_by": "gpt-herd"}
-        return {**described, "max_model_len": model.window_tokens, "fingerprint": model.fingerprint}
+        facts = {"fingerprint": model.fingerprint, "checkpoint": model.checkpoint, "precision": model.precision}
+        return {**described, "max_model_len": model.window_tokens, **facts}
 
 
 def build_app(api: Api, access: Access, pages: Sequence[BaseRoute] = ()) -> ASGIApp:

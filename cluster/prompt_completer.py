@@ -1,18 +1,20 @@
 """The worker of `herd generate`: a range of prompts in, one committed file of completions out.
 
-It lives in an actor and computes nothing: its prompts go to the replicas of a Generator deployment,
-a bounded number at a time. A call whose replica died is sent again and gives the same text.
+It lives in an actor and computes nothing: its prompts go to the replicas of a Generator deployment, or to
+a service elsewhere, a bounded number at a time. A call whose replica died is sent again and gives the same text.
 """
 
+import functools
 import json
 import uuid
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
+from cluster.service_client import Service, ServiceCalls
 from gpt_core.digests import xxh3_128_hex
 from gpt_core.generation import Completion, GenerationRequest, Sampling
 from gpt_core.ledger import Row
@@ -49,7 +51,8 @@ class Completing:
     Attributes:
         folder: The dataset's.
         file_format: "jsonl" or "arrow".
-        application: Name of the Ray Serve application to call.
+        application: Name of the Ray Serve application to call, where no service is.
+        service: The `herd serve` to call.
         tokenizer: The checkpoint's.
         checkpoint: The digest of its weights, written into every row.
         files: The prompt files.
@@ -60,6 +63,7 @@ class Completing:
     folder: str
     file_format: str
     application: str
+    service: Service | None
     tokenizer: str
     checkpoint: str
     files: tuple[SourceFile, ...]
@@ -71,12 +75,12 @@ class PromptCompleter:
     """Completes ranges of prompts; one an actor."""
 
     def __init__(self, completing: Completing) -> None:
-        from ray import serve
-
         self._job = completing
         self._storage = Storage.of(completing.folder)
         self._tokenizer = load_tokenizer(completing.tokenizer)
-        self._handle = serve.get_app_handle(completing.application)
+        self._num_calls = max(-(-completing.prompts_in_flight // _PROMPTS_PER_CALL), 2)
+        service = completing.service
+        self._calls = ServiceCalls(service, self._num_calls) if service else _ReplicaCalls(completing.application)
 
     def __call__(self, plan: tuple[int, PromptRange]) -> Row:
         """Write rows/NNNNNNNN.jsonl (or .arrow) atomically and return its counts and digest."""
@@ -102,19 +106,37 @@ class PromptCompleter:
     def _completions(self, prompts: list[Prompt]) -> Iterator[tuple[Prompt, list[Completion]]]:
         """Yield the samples of each prompt in order, with a bounded number of calls in flight."""
         calls = deque(prompts[first : first + _PROMPTS_PER_CALL] for first in range(0, len(prompts), _PROMPTS_PER_CALL))
-        most = max(-(-self._job.prompts_in_flight // _PROMPTS_PER_CALL), 2)
-        flying: deque[tuple[list[Prompt], Any]] = deque()
+        flying: deque[tuple[list[Prompt], Callable[[], list[list[Completion]]]]] = deque()
         while calls or flying:
-            while calls and len(flying) < most:
+            while calls and len(flying) < self._num_calls:
                 chunk = calls.popleft()
-                flying.append((chunk, self._send(chunk)))
-            chunk, response = flying.popleft()
-            yield from zip(chunk, self._answer(chunk, response), strict=True)
+                flying.append((chunk, self._calls.send([self._request(prompt) for prompt in chunk])))
+            chunk, wait = flying.popleft()
+            yield from zip(chunk, wait(), strict=True)
 
-    def _send(self, chunk: list[Prompt]) -> Any:
-        return self._handle.complete.remote([self._request(prompt) for prompt in chunk])
+    def _request(self, prompt: Prompt) -> GenerationRequest:
+        ids = tuple(self._tokenizer.encode_prompt(prompt.text).tolist())
+        return GenerationRequest(id=prompt.id, prompt_ids=ids, sampling=prompt.sampling)
 
-    def _answer(self, chunk: list[Prompt], response: Any) -> list[list[Completion]]:
+
+class _ReplicaCalls:
+    """Sends requests to the replicas of an application on this cluster."""
+
+    def __init__(self, application: str) -> None:
+        from ray import serve
+
+        self._handle = serve.get_app_handle(application)
+
+    def send(self, requests: Sequence[GenerationRequest]) -> Callable[[], list[list[Completion]]]:
+        """Send requests and return what waits for their samples."""
+        return functools.partial(self._wait, requests, self._begin(requests))
+
+    def _begin(self, requests: Sequence[GenerationRequest]) -> Any:
+        # An id of its own for each call: a repeated call may meet the first one still running.
+        sent = [replace(request, id=uuid.uuid4().hex, key=request.id) for request in requests]
+        return self._handle.complete.remote(sent)
+
+    def _wait(self, requests: Sequence[GenerationRequest], response: Any) -> list[list[Completion]]:
         """Wait for a call; one whose replica died is sent again and gives the same text."""
         from ray.exceptions import RayActorError, RayTaskError
 
@@ -124,13 +146,8 @@ class PromptCompleter:
             except RayTaskError:
                 raise
             except RayActorError:
-                response = self._send(chunk)
+                response = self._begin(requests)
         return response.result()
-
-    def _request(self, prompt: Prompt) -> GenerationRequest:
-        ids = tuple(self._tokenizer.encode_prompt(prompt.text).tolist())
-        # An id of its own for each call: a repeated call may meet the first one still running.
-        return GenerationRequest(id=uuid.uuid4().hex, prompt_ids=ids, sampling=prompt.sampling, key=prompt.id)
 
 
 def _reason(prompt: Prompt, failed: Completion) -> str:

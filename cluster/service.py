@@ -44,6 +44,7 @@ class Ingress:
 
     def __init__(self, generator: Any, facts: dict[str, Any], settings: ServeSettings, access: Access) -> None:
         from cluster.completions_schema import ServedModel
+        from cluster.generate_api import GenerateApi
         from cluster.http_api import Admission, Api, Limits, build_app
         from cluster.inspect_api import InspectApi
         from cluster.inspecting import InspectClient
@@ -53,9 +54,11 @@ class Ingress:
         capacity = capacity_of(settings)
         limits = Limits(settings.max_request_bytes, min(settings.max_completions, capacity))
         self._admission = Admission(capacity)
-        api = Api(model, EngineClient(generator), limits, self._admission)
+        client = EngineClient(generator)
+        api = Api(model, client, limits, self._admission)
+        more = GenerateApi(client, limits, self._admission).routes()
         inspecting = InspectApi(model, InspectClient(generator), self._admission, settings.max_request_bytes)
-        self._app = build_app(api, access, inspecting.routes() if settings.page else ())
+        self._app = build_app(api, access, [*more, *(inspecting.routes() if settings.page else ())])
 
     def __serve_build_asgi_app__(self) -> Any:
         """Return the application; called by Ray Serve."""
@@ -118,11 +121,14 @@ def resolve(settings: ServeSettings) -> Served:
     from gpt_core import checkpoint
 
     loaded = checkpoint.load(settings.checkpoint)
+    digest = checkpoint.weights_digest(loaded.path)
     facts = {
         "name": settings.model_name,
         "tokenizer": loaded.tokenizer["name"],
         "window_tokens": loaded.shape.num_positions,
-        "fingerprint": f"herd-{checkpoint.weights_digest(loaded.path)[:16]}",
+        "fingerprint": f"herd-{digest[:16]}",
+        "checkpoint": digest,
+        "precision": settings.engine.precision,
         "created": int(time.time()),
     }
     return Served(str(loaded.path), facts)

@@ -78,6 +78,9 @@ class GenerateSettings(Settings):
     """Prompt files: txt (a prompt a line), jsonl (prompt, optional id and sampling), parquet, Arrow; mid (music)."""
     output: Place
     """Folder of the generated dataset."""
+    address: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    """Running `herd serve` of the same checkpoint that computes, such as http://127.0.0.1:8000, with its key in
+    HERD_API_KEY; null starts replicas for this job."""
     format: Literal["jsonl", "arrow"] = "jsonl"
     """File format of the rows."""
     prompts_per_shard: Count = 256

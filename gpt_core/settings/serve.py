@@ -20,7 +20,7 @@ class ServeSettings(Settings):
     model_name: str = "gpt-herd"
     """Name the service gives the model."""
     max_queued_completions: Count = 256
-    """Completions (prompts times n) that wait for a slot before new requests are turned away with status 503."""
+    """Completions (prompts times n) that wait for a slot before new requests are turned away with status 429."""
     max_completions: Count = 128
     """Completions (prompts times n) of one request at most."""
     max_request_bytes: Count = 4_194_304

@@ -175,9 +175,21 @@ def test_a_full_service_says_when_to_try_again():
         assert complete(client, prompt="a").status_code == 200
         for stream in (False, True):
             response = complete(client, prompt=["a", "b"], stream=stream)
-            assert_error(response, 503, "overloaded")
+            assert assert_error(response, 429, "queue_full")["type"] == "rate_limit_error"
             assert int(response.headers["retry-after"]) >= 1
     assert complete(client, prompt=["a", "b"]).status_code == 200
+
+
+def test_a_service_whose_engine_does_not_answer_yet_says_so_at_once(monkeypatch):
+    client, engine, _ = make()
+    engine.is_well = False
+    monkeypatch.setattr("cluster.http_api._CHECK_SECONDS", 0.01)
+    for stream in (False, True):
+        response = complete(client, prompt="a", stream=stream)
+        assert assert_error(response, 503, "not_ready")["type"] == "server_error"
+        assert int(response.headers["retry-after"]) >= 1
+    engine.is_well = True
+    assert complete(client, prompt="a").status_code == 200
 
 
 def test_a_draining_service_takes_nothing_more():
