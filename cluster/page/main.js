@@ -111,7 +111,9 @@ function changed(changes) {
   else if ("text" in changes) loadSoon(TYPING_MILLISECONDS);
   else if ("layer" in changes || "head" in changes) loadSoon(SLIDING_MILLISECONDS);
   else if ("position" in changes || "view" in changes) loadSoon(0);
-  render();
+  const isPointing = "hovered" in changes && Object.keys(changes).length === 1;
+  if (isPointing && state.view !== "attention") renderStrip(shownWeights());
+  else render();
 }
 
 function render() {

@@ -8,7 +8,7 @@ export function onTryAgain(action) {
   again = action;
 }
 
-export function visibleProblem(text, error = null) {
+export function visibleProblem(text, error = null, retry = again) {
   const notice = byId("notice");
   const wantsKey = error?.status === 401;
   byId("key-form").hidden = !wantsKey;
@@ -16,5 +16,5 @@ export function visibleProblem(text, error = null) {
   if (text === null) return;
   const canRetry = error !== null && (error.status === 0 || error.status >= 429);
   notice.replaceChildren(el("span", {}, text));
-  if (canRetry) notice.append(el("button", { type: "button", class: "quiet", onclick: () => again() }, "Try again"));
+  if (canRetry) notice.append(el("button", { type: "button", class: "quiet", onclick: () => retry() }, "Try again"));
 }

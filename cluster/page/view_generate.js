@@ -49,7 +49,7 @@ async function write(parts) {
     said.textContent = rateOf(progress);
   } catch (error) {
     said.textContent = error.name === "AbortError" ? `${rateOf(progress)}, stopped` : "";
-    if (error.name !== "AbortError") visibleProblem(sentenceOf(error), error);
+    if (error.name !== "AbortError") visibleProblem(sentenceOf(error), error, () => write(parts));
   } finally {
     start.disabled = false;
     stop.disabled = true;

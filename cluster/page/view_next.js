@@ -44,7 +44,7 @@ function renderNext({ heading, rows, summary, sliders }) {
 function saying(shaped, answer) {
   const total = answer.model.num_known;
   if (shaped.kept === null) {
-    return [`All ${grouped(total)} tokens can be drawn.`.replace("All", state.topP < 1 || state.topK ? `More than 200 of` : "All")];
+    return [`${state.topP < 1 ? "More than 200 of" : "All"} ${grouped(total)} tokens can be drawn.`];
   }
   const noun = shaped.kept === 1 ? "token" : "tokens";
   return [el("strong", {}, grouped(shaped.kept)), ` of ${grouped(total)} ${noun} can be drawn, with `,

@@ -296,6 +296,14 @@ def test_errors_of_the_service_are_sentences_and_pass(browser, service):
     page.fill("#prompt", "abcde")
     page.wait_for_selector("#notice:visible")
     assert "does not answer" in watched.text("#notice")
+    page.unroute("**/v1/inspect")
+    with service.admission.admit(CAPACITY):
+        page.get_by_role("tab", name="Generate").click()
+        page.get_by_role("button", name="Write", exact=True).click()
+        page.wait_for_function("() => document.querySelector('#notice').textContent.startsWith('The service is busy.')")
+    page.get_by_role("button", name="Try again").click()
+    page.wait_for_selector(".drawn-token")
+    assert not page.is_visible("#notice")
     watched.context.close()
 
 
