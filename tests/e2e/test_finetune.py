@@ -64,5 +64,5 @@ def test_mistakes_end_with_one_sentence_and_code_2(folder):
                                 "folder; train first\n")  # fmt: skip
     unknown = herd(*finetune("wrong", "--task=translte"), folder=folder)
     assert unknown.code == 2
-    assert "task" in unknown.err
-    assert "'translate', 'summarize', 'completion' or 'plain'" in unknown.err
+    assert "--task: found the text 'translte'" in unknown.err
+    assert "did you mean translate?" in unknown.err
