@@ -23,10 +23,11 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def finetune(output: str, *words: str) -> list[str]:
+def finetune(output: str, *words: str, checkpoint: str = "base", task: str = "translate") -> list[str]:
     """Return the command's words."""
-    given = ["--checkpoint", "base", "--examples", "pairs.jsonl", "--task", "translate", "--validation_fraction", "0.2"]
-    return ["finetune", *given, "--output", output, *WORDS, "--tracking.enabled=false", "--cluster.num_cpus=2", *words]
+    given = [f"--checkpoint={checkpoint}", "--examples=pairs.jsonl", f"--task={task}", f"--output={output}"]
+    quiet = ["--validation_fraction=0.2", "--tracking.enabled=false", "--cluster.num_cpus=2"]
+    return ["finetune", *given, *quiet, *WORDS, *words]
 
 
 def test_interrupted_and_on_other_workers_it_makes_what_one_process_makes_and_completes_prompts(folder):
@@ -58,11 +59,11 @@ def test_interrupted_and_on_other_workers_it_makes_what_one_process_makes_and_co
 
 
 def test_mistakes_end_with_one_sentence_and_code_2(folder):
-    refused = herd(*finetune("wrong", "--checkpoint=nowhere"), folder=folder)
+    refused = herd(*finetune("wrong", checkpoint="nowhere"), folder=folder)
     assert (refused.code, refused.out) == (2, "")
     assert refused.err.endswith("/nowhere: found no whole checkpoint; expected a folder with checkpoint.json, or a run "
                                 "folder; train first\n")  # fmt: skip
-    unknown = herd(*finetune("wrong", "--task=translte"), folder=folder)
+    unknown = herd(*finetune("wrong", task="translte"), folder=folder)
     assert unknown.code == 2
     assert "--task: found the text 'translte'" in unknown.err
     assert "did you mean translate?" in unknown.err
