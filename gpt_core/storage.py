@@ -22,6 +22,7 @@ import pyarrow.fs
 from gpt_core.errors import CorpusError, ResourceError
 
 _SPOOL_BYTES = 16 << 20
+_S3_ATTEMPTS = 10  # with pauses that double: about a minute of "SlowDown" or of broken connections
 _ENDPOINTS = {
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
     "gs": ("STORAGE_EMULATOR_HOST",),
@@ -176,7 +177,8 @@ def open_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
 def _filesystem(scheme: str, endpoint: str | None) -> pyarrow.fs.FileSystem:
     try:
         if scheme == "s3":
-            return pyarrow.fs.S3FileSystem(endpoint_override=endpoint)
+            patient = pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS)
+            return pyarrow.fs.S3FileSystem(endpoint_override=endpoint, retry_strategy=patient)
         if scheme in {"gs", "gcs"} and endpoint:
             kind, _, host = endpoint.rpartition("://")
             return pyarrow.fs.GcsFileSystem(anonymous=True, endpoint_override=host, scheme=kind or "http")

@@ -49,7 +49,7 @@ def upload(folder: Path, url: str) -> str:
 
 
 class Proxy(ThreadingHTTPServer):
-    """Passes requests on; for each GET, `mood` is asked for "pass", "slow down", "cut", "flip" or "stall"."""
+    """Passes requests on; for each but HEAD, `mood` is asked for "pass", "slow down", "cut", "flip" or "stall"."""
 
     daemon_threads = True
 
@@ -82,7 +82,15 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         self.proxy.gets[path] += 1
-        mood = self.proxy.mood(path)
+        self._pass_on(self.proxy.mood(path))
+
+    def do_PUT(self) -> None:
+        self._pass_on(self.proxy.mood(self.path))
+
+    do_POST = do_DELETE = do_PUT  # noqa: N815 - the base class's names
+
+    def _pass_on(self, mood: str) -> None:
+        self._body = self._read_body()
         if mood == "slow down":
             self._answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN)
         elif mood == "stall":
@@ -92,12 +100,26 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(*self._asked(), mood=mood)
 
     def do_HEAD(self) -> None:
+        self._body = b""
         status, headers, _ = self._asked()
         self._answer(status, headers, b"")
 
+    def _read_body(self) -> bytes:
+        """Return the body as it came, chunks' lengths included."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body, num_bytes = b"", 1
+        while num_bytes:
+            line = self.rfile.readline()
+            num_bytes = int(line.partition(b";")[0], 16)
+            body += line + (self.rfile.read(num_bytes + 2) if num_bytes else b"")
+        while (line := self.rfile.readline()) != b"\r\n":
+            body += line
+        return body + line
+
     def _asked(self) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection(self.proxy.upstream)
-        connection.request(self.command, self.path, headers=dict(self.headers))
+        connection.request(self.command, self.path, self._body or None, dict(self.headers))
         answer = connection.getresponse()
         body = answer.read()
         connection.close()

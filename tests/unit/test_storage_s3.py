@@ -1,6 +1,8 @@
 """Promises of the data path on S3, against a real S3 server on loopback."""
 
 import json
+import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from gpt_core.shard_plan import plan_shards
 from gpt_core.source_files import SourceSpec, list_files
 from gpt_core.storage import Storage
 from gpt_core.tokenize_shard import ShardTokenizer, TokenizeOptions
-from tests.s3_server import s3_bucket
+from tests.s3_server import Proxy, s3_bucket
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +68,26 @@ def test_shards_from_and_to_s3_are_those_from_and_to_a_disk(bucket: str, tmp_pat
 
     assert written[0] == written[1]
     assert len(written[0][2]) == 5
+
+
+def test_a_store_that_asks_to_slow_down_gets_and_gives_everything(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Counter()
+
+    def mood(path: str) -> str:
+        asked["all"] += 1
+        return "slow down" if asked["all"] % 3 == 1 else "pass"
+
+    proxy = Proxy(os.environ["AWS_ENDPOINT_URL"])
+    proxy.mood = mood
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    storage = Storage.of(f"{bucket}/slow")
+    content = {f"part-{number}": bytes([number]) * 1000 for number in range(2)}
+    for name, data in content.items():
+        storage.write_atomically(storage.join(name), lambda file, data=data: file.write(data))
+    found = {}
+    for name, _ in storage.list_files(storage.root):
+        with storage.open_read(storage.join(name)) as file:
+            found[name] = file.read()
+    proxy.close()
+    assert found == content
+    assert asked["all"] > 4 * len(content)  # three requests make an object and one reads it
