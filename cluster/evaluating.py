@@ -10,13 +10,14 @@ from typing import Any
 from cluster.record_book import Run
 from cluster.session import Cluster
 from cluster.shard_job import ShardJob, run_shard_job
+from cluster.stages import made_already
 from gpt_core import checkpoint, manifest, sealed_json
 from gpt_core.checkpoint import Checkpoint
 from gpt_core.corpus import Corpus
 from gpt_core.digests import canonical_json, sha256_hex
-from gpt_core.errors import CheckpointError, CorpusError, StaleOutputError
+from gpt_core.errors import CheckpointError, CorpusError
 from gpt_core.evaluation import CorpusPart, EvaluationWorker, Measured, WindowRange, plan_windows, summed
-from gpt_core.ledger import Row, first_difference
+from gpt_core.ledger import Row
 from gpt_core.settings import EvaluateSettings, TaskSettings
 from gpt_core.source_files import SourceFile
 from gpt_core.storage import Storage
@@ -145,17 +146,9 @@ def finished(settings: EvaluateSettings, inputs: Inputs) -> Evaluated | None:
     Raises:
         StaleOutputError: If the folder holds another evaluation, naming the first setting that differs.
     """
-    found = sealed_json.read(Path(settings.output) / RESULT)
+    found = made_already(settings.output, RESULT, inputs.decisive, "a result for")
     if found is None:
         return None
-    if difference := first_difference(found["settings"], inputs.decisive):
-        name, old, new = difference
-        raise StaleOutputError(
-            f"{settings.output}: {name}",
-            f"a result for {old!r}",
-            f"{new!r}",
-            "choose another output folder, or delete it",
-        )
     measured = Measured(**found["measured"]) if found["measured"] else None
     tasks = [TaskResult(name, task["kind"], task["metrics"]) for name, task in found.get("tasks", {}).items()]
     return Evaluated(measured, tuple(tasks), found.get("num_rejects", 0))

@@ -22,11 +22,12 @@ from cluster.service_client import Service
 from cluster.serving import handles_only
 from cluster.session import Cluster
 from cluster.shard_job import ShardJob, run_shard_job
+from cluster.stages import made_already
 from gpt_core import checkpoint, sealed_json
 from gpt_core.digests import sha256_hex
-from gpt_core.errors import CorpusError, StaleOutputError
+from gpt_core.errors import CorpusError
 from gpt_core.generation import Sampling
-from gpt_core.ledger import Row, first_difference
+from gpt_core.ledger import Row
 from gpt_core.midi import require_symusic
 from gpt_core.music_tokenizer import MusicTokenizer
 from gpt_core.prompt_files import list_prompt_files
@@ -123,17 +124,9 @@ def finished(settings: GenerateSettings, inputs: Inputs) -> Generated | None:
     Raises:
         StaleOutputError: If the folder holds another dataset, naming the first setting that differs.
     """
-    found = sealed_json.read(Path(settings.output) / MANIFEST)
+    found = made_already(settings.output, MANIFEST, inputs.decisive, "a dataset made with")
     if found is None:
         return None
-    if difference := first_difference(found["settings"], inputs.decisive):
-        name, old, new = difference
-        raise StaleOutputError(
-            f"{settings.output}: {name}",
-            f"a dataset made with {old!r}",
-            f"{new!r}",
-            "choose another output folder",
-        )
     return Generated(**found["generated"])
 
 

@@ -16,7 +16,9 @@ from cluster.progress import say
 from cluster.record_book import Run
 from cluster.session import Cluster, connect
 from cluster.tracking import TrackingOptions, open_run
-from gpt_core.errors import ResourceError
+from gpt_core import sealed_json
+from gpt_core.errors import ResourceError, StaleOutputError
+from gpt_core.ledger import first_difference
 from gpt_core.settings import JobSettings
 
 S_contra = TypeVar("S_contra", contravariant=True)
@@ -138,6 +140,26 @@ def _looked_up(name: str, stage: Stage[S_contra, I, R_co], settings: S_contra) -
         output = getattr(settings, "output")  # noqa: B009
         say(f"{name}: skipped, {output} was made with these settings already")
     return inputs, done
+
+
+def made_already(output: str, name: str, decisive: Mapping[str, Any], told: str) -> dict[str, Any] | None:
+    """Return the sealed JSON object that a finished stage wrote under OUTPUT, None if there is none.
+
+    Args:
+        output: The stage's output folder.
+        name: The file.
+        decisive: The settings that decide the result; the file has those it was made with as "settings".
+        told: What the file holds, such as "a result for", before the other value of a setting.
+
+    Raises:
+        StaleOutputError: It was made with others; names the first that differs.
+    """
+    found = sealed_json.read(Path(output) / name)
+    if found is not None and (difference := first_difference(found["settings"], decisive)):
+        setting, old, new = difference
+        remedy = "choose another output folder, or delete it"
+        raise StaleOutputError(f"{output}: {setting}", f"{told} {old!r}", f"{new!r}", remedy)
+    return found
 
 
 def local_folder(output: str) -> Path:
