@@ -1,169 +1,131 @@
-"""Tokens a second of the engine beside other libraries: one process, one thread, interleaved rounds.
+"""Tokens a second of the engine beside other libraries: one core each, the same weights, interleaved rounds.
 
-    python -m benchmarks.generate --requests 16 64 --rounds 3 [--peers huggingface] [--precision auto]
+    python -m benchmarks.generate --requests 16 64 256 --rounds 3 ours:bf16 ours:int8 huggingface:bf16
+    python -m benchmarks.generate ours:int8 ctranslate2:int8=/path/to/its/venv/bin/python
 
-Every request is 32 random prompt tokens and 64 new ones, top_k 40, on GPT-2 124M with random
-weights (random data: zeros run faster). Prints one line a round and the ratio of medians.
-Invariance is on: the engine's self-check decides its shapes, and the line says which.
+A contestant is NAME:PRECISION, with =PYTHON where it is installed elsewhere: ours, huggingface, ctranslate2 or
+vllm (benchmarks/generation_contestants.py). Each is a process of its own, and one computes at a time. Every request
+is 32 random prompt tokens and 64 new ones, top_k 40; the weights are GPT-2's shape with random numbers. Prints each
+round's tokens a second (and a CPU second), then the first contestant's ratio to every other by the medians.
 """
 
 import argparse
+import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
-# Fresh large tensors otherwise page-fault at every step; read when the process starts.
-_TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
-PROMPT_TOKENS, NEW_TOKENS = 32, 64
+from cluster.cpu_allocator import GLIBC_TUNABLES
 
-Run = Callable[[list[list[int]]], int]
+PROMPT_TOKENS = 32
+_WORKER = Path(__file__).with_name("generation_contestants.py")
+_DEFAULT = ("ours:auto", "ours:int8", "huggingface:auto")
+
+
+class Contestant:
+    """One library in its own process.
+
+    Args:
+        told: NAME:PRECISION or NAME:PRECISION=PYTHON.
+        folder: Holds the model for ours (run) and for the others (hf).
+        slots: Sequences computed at once, where the library asks.
+    """
+
+    def __init__(self, told: str, folder: Path, slots: int) -> None:
+        self.title, _, python = told.partition("=")
+        name, _, precision = self.title.partition(":")
+        environment = {**os.environ, "GLIBC_TUNABLES": GLIBC_TUNABLES, "OMP_NUM_THREADS": "1"}
+        root = str(_WORKER.parents[1])
+        environment["PYTHONPATH"] = root if name == "ours" else ""
+        command = [python or sys.executable, str(_WORKER), name, precision or "auto", str(folder), str(slots)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True, cwd=folder
+        )
+        print(f"{self.title}: {self._read()['ready']}", flush=True)
+
+    def run(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, float]:
+        """Return the tokens a second and a CPU second over these prompts."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"prompts": prompts, "new_tokens": new_tokens}) + "\n")
+        self._process.stdin.flush()
+        done = self._read()
+        assert done["tokens"] == len(prompts) * new_tokens, done
+        return done["tokens"] / done["seconds"], done["tokens"] / done["cpu_seconds"]
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _read(self) -> dict:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.title} ended with exit code {self._process.wait()}; its words are above")
+        return json.loads(line)
 
 
 def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("contestants", nargs="*", default=list(_DEFAULT))
     parser.add_argument("--requests", type=int, nargs="+", default=[16, 64, 256])
+    parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peers", nargs="*", default=["huggingface"], choices=["huggingface", "ctranslate2"])
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
     parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--preset", default="gpt2")
     arguments = parser.parse_args()
-    if os.environ.get("GLIBC_TUNABLES") != _TUNABLES:
-        os.environ["GLIBC_TUNABLES"] = _TUNABLES
-        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.generate", *sys.argv[1:]])
-    measure(arguments)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        vocabulary_size = write_models(arguments.preset, folder)
+        contestants = [Contestant(told, folder, arguments.slots) for told in arguments.contestants]
+        for count in arguments.requests:
+            _measure(arguments, contestants, count, vocabulary_size)
+        for contestant in contestants:
+            contestant.close()
 
 
-def measure(arguments: argparse.Namespace) -> None:
-    """Run every engine in turn, round after round, for every number of requests."""
-    import torch
-
-    torch.set_num_threads(1)
-    makers = {"ours": make_ours, "huggingface": make_huggingface, "ctranslate2": make_ctranslate2}
-    names = ["ours", *arguments.peers]
-    engines = {name: makers[name](arguments) for name in names}
-    generator = torch.Generator().manual_seed(0)
-    for count in arguments.requests:
-        prompts = torch.randint(0, 50000, (count, PROMPT_TOKENS), generator=generator).tolist()
-        for run in engines.values():
-            run(prompts[:2])
-        rates: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(arguments.rounds):
-            for name, run in engines.items():
-                rates[name].append(_rate(run, prompts))
-            print(f"{count} requests: " + ", ".join(f"{n} {r[-1]:.0f} tokens/s" for n, r in rates.items()), flush=True)
-        ours = statistics.median(rates["ours"])
-        for name in arguments.peers:
-            print(f"{count} requests: ours / {name} = {ours / statistics.median(rates[name]):.2f}", flush=True)
-
-
-def _rate(run: Run, prompts: list[list[int]]) -> float:
-    start = time.perf_counter()
-    num_tokens = run(prompts)
-    return num_tokens / (time.perf_counter() - start)
-
-
-def make_ours(arguments: argparse.Namespace) -> Run:
-    """Return a run of the engine and print the shapes its self-check left."""
-    from gpt_core.engine import Engine, EngineOptions
-    from gpt_core.generation import GenerationRequest, Sampling
-    from gpt_core.tokenizer import load_tokenizer
-
-    model = _model()
-    options = EngineOptions(slots=arguments.slots, prefill_chunks=arguments.slots, precision=arguments.precision)
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    engine = Engine(weights, model.shape, load_tokenizer("gpt2"), options)
-    print(f"ours: {engine.statistics().classes}")
-    sampling = Sampling(max_tokens=NEW_TOKENS, top_k=40, stop_at_end_of_text=False)
-
-    def run(prompts: list[list[int]]) -> int:
-        requests = [GenerationRequest(str(i), tuple(ids), sampling) for i, ids in enumerate(prompts)]
-        return sum(len(completion.token_ids) for completion in engine.run(requests))
-
-    return run
-
-
-def make_huggingface(arguments: argparse.Namespace) -> Run:
-    """Return a run of ``GPT2LMHeadModel.generate`` over one batch."""
-    import torch
-
-    from gpt_core.precision import choose_dtype
-
-    dtype = choose_dtype(arguments.precision, torch.device("cpu"))
-    model = _huggingface_model().to(dtype).eval()
-
-    def run(prompts: list[list[int]]) -> int:
-        ids = torch.tensor(prompts)
-        with torch.inference_mode():
-            out = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=True,
-                top_k=40,
-                min_new_tokens=NEW_TOKENS,
-                max_new_tokens=NEW_TOKENS,
-                pad_token_id=50256,
-            )
-        return out.numel() - ids.numel()
-
-    return run
-
-
-def make_ctranslate2(arguments: argparse.Namespace) -> Run:
-    """Return a run of CTranslate2's generator with int8 weights."""
-    import ctranslate2  # pyright: ignore[reportMissingImports]
-
-    with tempfile.TemporaryDirectory() as folder:
-        _huggingface_model().save_pretrained(f"{folder}/hf")
-        _write_tokenizer(f"{folder}/hf")
-        ctranslate2.converters.TransformersConverter(f"{folder}/hf").convert(f"{folder}/ct2", quantization="int8")
-        generator = ctranslate2.Generator(f"{folder}/ct2", device="cpu", compute_type="int8", intra_threads=1)
-
-    def run(prompts: list[list[int]]) -> int:
-        tokens = [[f"t{i}" for i in ids] for ids in prompts]
-        found = generator.generate_batch(
-            tokens,
-            max_length=NEW_TOKENS,
-            min_length=NEW_TOKENS,
-            sampling_topk=40,
-            include_prompt_in_result=False,
-            max_batch_size=arguments.slots,
-        )
-        return sum(len(result.sequences_ids[0]) for result in found)
-
-    return run
-
-
-def _write_tokenizer(folder: str) -> None:
-    """Write a word-level tokenizer of the words t0 t1 ..., which the converter wants to see beside a model."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    words = {f"t{i}": i for i in range(50257)}
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="t0")),
-        bos_token="t50256",
-        eos_token="t50256",
-        unk_token="t0",
-    )
-    fast.save_pretrained(folder)
-
-
-def _model() -> Any:
+def write_models(preset: str, folder: Path) -> int:
+    """Write a random model as our run folder and in the Hugging Face layout; return its vocabulary's size."""
+    from gpt_core import checkpoint
+    from gpt_core.checkpoint import Description
+    from gpt_core.huggingface import export_model
     from gpt_core.model import GPT
     from gpt_core.presets import PRESETS
 
-    return GPT(PRESETS["gpt2"].shape).initialise(seed=0)
+    shape = PRESETS[preset].shape
+    tokenizer = {"name": "gpt2", "vocabulary_size": 50257}
+    weights = {name: tensor.detach() for name, tensor in GPT(shape).initialise(0).named_parameters()}
+    described = Description(step=1, tokens=1, shape=shape, tokenizer=tokenizer)
+    checkpoint.write(folder / "run", described, weights, {})
+    export_model(checkpoint.load(folder / "run"), folder / "hf")
+    return tokenizer["vocabulary_size"]
 
 
-def _huggingface_model() -> Any:
-    from transformers import GPT2Config, GPT2LMHeadModel
+def _measure(arguments: argparse.Namespace, contestants: list[Contestant], count: int, vocabulary_size: int) -> None:
+    import torch
 
-    return GPT2LMHeadModel(GPT2Config())
+    generator = torch.Generator().manual_seed(count)
+    prompts = torch.randint(0, vocabulary_size - 1, (count, PROMPT_TOKENS), generator=generator).tolist()
+    for contestant in contestants:
+        contestant.run(prompts[: min(count, arguments.slots)], 2)
+    rates: dict[str, list[tuple[float, float]]] = {contestant.title: [] for contestant in contestants}
+    for _ in range(arguments.rounds):
+        for contestant in contestants:
+            rates[contestant.title].append(contestant.run(prompts, arguments.new_tokens))
+        told = (f"{title} {found[-1][0]:.0f} ({found[-1][1]:.0f})" for title, found in rates.items())
+        print(f"{count} requests, tokens a second (a CPU second): {', '.join(told)}", flush=True)
+    medians = {
+        title: [statistics.median(column) for column in zip(*found, strict=True)] for title, found in rates.items()
+    }
+    first, *others = medians
+    for other in others:
+        wall, cpu = (ours / theirs for ours, theirs in zip(medians[first], medians[other], strict=True))
+        print(f"{count} requests: {first} / {other} = {wall:.2f} ({cpu:.2f} by CPU seconds)", flush=True)
 
 
 if __name__ == "__main__":

@@ -126,8 +126,24 @@ class Decoder:
         Logits of ids past the vocabulary are -inf. Each block of the cache attends to the least multiple
         of ``key_step`` that exceeds its positions: one of KEY_STEPS, or the cache's length. It changes no bit of a row.
         """
-        x_RC = self._embed(tokens_R.to(self.device), positions_R.to(self.device))
-        spans = list(self._spans(cache, positions_R, slots, key_step))
+        num_keys = self.reserve(cache, positions_R, slots, key_step)
+        return self.decode_rows(cache, tokens_R.to(self.device), positions_R.to(self.device), slots, num_keys)
+
+    def reserve(self, cache: KVCache, positions_R: Tensor, slots: range, key_step: int) -> tuple[int, ...]:
+        """Make room for a step and return the number of keys of each block it touches; positions on the CPU."""
+        touched = list(_touched(cache, slots))
+        counts = tuple(round_up(int(positions_R[rows].max()) + 1, key_step) for _, rows, _ in touched)
+        for (block, _, _), num_keys in zip(touched, counts, strict=True):
+            block.reserve(num_keys)
+        return counts
+
+    @torch.inference_mode()
+    def decode_rows(
+        self, cache: KVCache, tokens_R: Tensor, positions_R: Tensor, slots: range, num_keys: tuple[int, ...]
+    ) -> Tensor:
+        """Do the step that ``reserve`` made room for; nothing waits for the device, so that it can be recorded."""
+        x_RC = self._embed(tokens_R, positions_R)
+        spans = list(self._spans(cache, positions_R, slots, num_keys))
         for index, layer in enumerate(self._layers):
             q_RHD, k_RHD, v_RHD = self._heads(layer.qkv(layer.ln_1(x_RC)))
             mixed = [span.attend(index, layer.band, (q_RHD, k_RHD, v_RHD)) for span in spans]
@@ -213,19 +229,12 @@ class Decoder:
         logits_MV[:, self.shape.vocabulary_size :] = -torch.inf
         return logits_MV
 
-    def _spans(self, cache: KVCache, positions_R: Tensor, slots: range, key_step: int) -> Iterator[_Span]:
-        """Yield the step's rows block by block, with room made for them."""
-        for block in cache.blocks:
-            first, stop = max(slots.start, block.slots.start), min(slots.stop, block.slots.stop)
-            if first >= stop:
-                continue
-            rows = slice(first - slots.start, stop - slots.start)
-            num_keys = round_up(int(positions_R[rows].max()) + 1, key_step)
-            block.reserve(num_keys)
-            places = slice(first - block.slots.start, stop - block.slots.start)
-            own_R = positions_R[rows].to(self.device)
+    def _spans(self, cache: KVCache, positions_R: Tensor, slots: range, num_keys: tuple[int, ...]) -> Iterator[_Span]:
+        """Yield the step's rows block by block."""
+        for (block, rows, places), count in zip(_touched(cache, slots), num_keys, strict=True):
+            own_R = positions_R[rows]
             places_R = torch.arange(places.start, places.stop, device=self.device)
-            yield _Span(block, rows, places, places_R, own_R, num_keys, self._masks(own_R[:, None], num_keys))
+            yield _Span(block, rows, places, places_R, own_R, count, self._masks(own_R[:, None], count))
 
     def _masks(self, positions_M1: Tensor, num_keys: int) -> dict[int | None, Tensor]:
         """Return the additive masks [..., L] of dense layers (key None) and banded ones (key the band)."""
@@ -246,3 +255,12 @@ class Decoder:
             starts_P[i] = chunk.start
         positions_PT = starts_P + torch.arange(CHUNK_TOKENS)
         return tokens_PT.flatten().to(self.device), positions_PT.flatten().to(self.device)
+
+
+def _touched(cache: KVCache, slots: range) -> Iterator[tuple[CacheBlock, slice, slice]]:
+    """Yield the blocks that hold some of the slots, with which rows of the step and places of the block those are."""
+    for block in cache.blocks:
+        first, stop = max(slots.start, block.slots.start), min(slots.stop, block.slots.stop)
+        if first < stop:
+            rows = slice(first - slots.start, stop - slots.start)
+            yield block, rows, slice(first - block.slots.start, stop - block.slots.start)

@@ -17,10 +17,12 @@ a sample that meets this limit finishes with "length".
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from gpt_core.decode_graphs import DecodeGraphs
 from gpt_core.decoder import CHUNK_TOKENS, Chunk
 from gpt_core.errors import CheckpointError, ResourceError, UserError
 from gpt_core.generation import Completion, GenerationRequest, TokenEvent, TokenLogprob
@@ -31,7 +33,9 @@ from gpt_core.presets import ModelShape
 from gpt_core.sampling import MAX_VOCABULARY, draw, penalise, token_logprobs
 from gpt_core.self_check import ShapeClasses, Target, checked_decoder
 from gpt_core.sequence import Sequence
-from gpt_core.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gpt_core.tokenizer import Tokenizer
 
 _NOT_FINITE = "the model's logits are not finite; its weights are damaged"
 
@@ -93,7 +97,7 @@ class Engine:
         self,
         weights: Mapping[str, Tensor],
         shape: ModelShape,
-        tokenizer: Tokenizer,
+        tokenizer: "Tokenizer",
         options: EngineOptions | None = None,
     ) -> None:
         self.options = options or EngineOptions()
@@ -104,6 +108,7 @@ class Engine:
         device = torch.device(self.options.device)
         target = _target(self.options.precision, device)
         self._decoder, self.classes = checked_decoder(weights, shape, num_positions, self.options.slots, target)
+        self._steps = DecodeGraphs(self._decoder) if device.type == "cuda" else self._decoder
         self._block_rows = _smallest_holding(self.classes.rows, self.options.slots)
         self._cache = KVCache(
             shape,
@@ -305,7 +310,7 @@ class Engine:
             rows = _smallest_holding(self.classes.rows, min(highest - start, self._block_rows))
             tokens_R, positions_R = (torch.tensor(values[start : start + rows]) for values in (tokens, positions))
             slots_R = range(start, start + rows)
-            blocks.append(self._decoder.decode(self._cache, tokens_R, positions_R, slots_R, self.classes.key_step))
+            blocks.append(self._steps.decode(self._cache, tokens_R, positions_R, slots_R, self.classes.key_step))
         logits_SV = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
         return logits_SV if slots == list(range(len(logits_SV))) else logits_SV[slots]
 
@@ -327,7 +332,7 @@ class Engine:
 
 
 def _without_padding(
-    weights: Mapping[str, Tensor], shape: ModelShape, tokenizer: Tokenizer
+    weights: Mapping[str, Tensor], shape: ModelShape, tokenizer: "Tokenizer"
 ) -> tuple[Mapping[str, Tensor], ModelShape]:
     num_ids = tokenizer.vocabulary_size
     if not num_ids <= shape.vocabulary_size <= MAX_VOCABULARY:

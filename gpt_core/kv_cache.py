@@ -65,7 +65,7 @@ class CacheBlock:
 
 
 class KVCache:
-    """The keys and values of all slots, in blocks of BLOCK_SLOTS that grow each by itself.
+    """The keys and values of all slots, on a CPU in blocks of BLOCK_SLOTS that grow each by itself.
 
     Args:
         shape: The model's sizes.
@@ -80,9 +80,13 @@ class KVCache:
     ) -> None:
         self.num_slots = num_slots
         self.max_positions = round_up(max_positions, GROWTH_POSITIONS)
+        # A GPU computes all slots at once; more blocks would be more launches.
+        self._block_slots = BLOCK_SLOTS if device.type == "cpu" else num_slots
         self.blocks = [
-            CacheBlock(shape, range(start, min(start + BLOCK_SLOTS, num_slots)), self.max_positions, dtype, device)
-            for start in range(0, num_slots, BLOCK_SLOTS)
+            CacheBlock(
+                shape, range(start, min(start + self._block_slots, num_slots)), self.max_positions, dtype, device
+            )
+            for start in range(0, num_slots, self._block_slots)
         ]
 
     @property
@@ -92,7 +96,7 @@ class KVCache:
 
     def block_of(self, slot: int) -> tuple[CacheBlock, int]:
         """Return the block that holds a slot, and the slot's row in it."""
-        return self.blocks[slot // BLOCK_SLOTS], slot % BLOCK_SLOTS
+        return self.blocks[slot // self._block_slots], slot % self._block_slots
 
     @torch.inference_mode()
     def clear(self, slot: int) -> None:

@@ -98,10 +98,12 @@ def agreed_classes(weights: Mapping[str, Tensor], decoder: Decoder, num_position
     useful = [rows for rows in ROW_CLASSES if rows <= max(num_rows, REFERENCE_ROWS)]
     rows = tuple(count for count in useful if probe.agrees_on_rows(count))
     chunks = tuple(count for count in CHUNK_CLASSES if probe.agrees_on_chunks(count))
-    key_step = next((step for step in KEY_STEPS if probe.agrees_on_multiples(step)), num_positions)
+    # On a GPU each number of keys is a graph to record: fewer of them.
+    steps = KEY_STEPS if decoder.device.type == "cpu" else KEY_STEPS[-1:]
+    key_step = next((step for step in steps if probe.agrees_on_multiples(step)), num_positions)
     dropped = [f"decode rows {count}" for count in useful if count not in rows]
     dropped += [f"prefill chunks {count}" for count in CHUNK_CLASSES if count not in chunks]
-    dropped += [f"multiples of {step} keys" for step in KEY_STEPS if step < key_step]
+    dropped += [f"multiples of {step} keys" for step in steps if step < key_step]
     return ShapeClasses(
         rows=rows or (REFERENCE_ROWS,),
         chunks=chunks or (REFERENCE_CHUNKS,),

@@ -4,12 +4,15 @@ Made and driven by the engine; knows nothing of slots' tensors or of other sampl
 """
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from gpt_core.decoder import CHUNK_TOKENS, Chunk
 from gpt_core.generation import Completion, FinishReason, GenerationRequest, TokenEvent, TokenLogprob
 from gpt_core.sampling import DrawPlan, plan_draws
 from gpt_core.stop_strings import TextStream
-from gpt_core.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gpt_core.tokenizer import Tokenizer
 
 
 @dataclass(eq=False, slots=True)
@@ -22,7 +25,7 @@ class Sequence:
 
     request: GenerationRequest
     sample: int
-    tokenizer: Tokenizer
+    tokenizer: "Tokenizer"
     max_tokens: int
     slot: int | None = None
     num_stored: int = 0

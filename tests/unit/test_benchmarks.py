@@ -11,15 +11,19 @@ from benchmarks import gpu_train, ray_overhead
 from gpt_core.presets import PRESETS, ModelShape
 from gpt_core.training_plan import TrainingPlan
 
-_ALONE = """
+_REFUSING = """
 import sys
+
+REFUSED = "mlflow orjson pyarrow pydantic ray safetensors tiktoken xxhash yaml".split()
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"mlflow", "orjson", "pyarrow", "pydantic", "ray", "safetensors", "xxhash", "yaml"}:
+        if name.split(".")[0] in REFUSED:
             raise ImportError(name)
 
 sys.meta_path.insert(0, Refuse())
+"""
+_TRAIN = """
 import benchmarks.gpu_train
 for reduction in ("fast", "exact"):
     words = "--device cpu --shape 1 2 16 8 50 --sequences 3 --accumulate 2 --rounds 1 --contestants ours-eager"
@@ -27,12 +31,38 @@ for reduction in ("fast", "exact"):
 """
 
 
-def test_the_gpu_benchmark_needs_torch_and_numpy_alone():
-    done = subprocess.run([sys.executable, "-c", _ALONE], capture_output=True, text=True, check=False)
+_GENERATE = """
+import argparse
+import benchmarks.gpu_generate
+from gpt_core.presets import ModelShape
+asked = argparse.Namespace(preset="tiny", sequences=3, new_tokens=4, rounds=1, device="cpu", peers=PEERS)
+print(benchmarks.gpu_generate.measure(ModelShape(1, 2, 16, 64, 300), asked)["ours"] > 0)
+"""
+
+
+def said(program):
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("ours-eager") == 2
-    assert "1x2x16x8x50, CPU" in done.stdout
-    assert "MFU not known" in done.stdout
+    return done.stdout
+
+
+def test_the_gpu_benchmark_needs_torch_and_numpy_alone():
+    told = said(_REFUSING + _TRAIN)
+    assert told.count("ours-eager") == 2
+    assert "1x2x16x8x50, CPU" in told
+    assert "MFU not known" in told
+
+
+def test_the_gpu_benchmark_of_generation_needs_torch_alone():
+    assert said(f"{_REFUSING}PEERS = []\n{_GENERATE}").endswith("True\n")
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_of_generation_measures_hugging_face_beside_it():
+    pytest.importorskip("transformers", reason="pip install transformers (a dev dependency)")
+    told = said(f"PEERS = ['generate']\n{_GENERATE}")
+    assert "ours / generate" in told
+    assert "not measured" not in told
 
 
 def test_the_gpu_benchmark_states_its_mfu_by_the_formula_it_names(monkeypatch):

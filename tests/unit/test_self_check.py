@@ -46,7 +46,7 @@ def test_numbers_of_keys_between_larger_steps_are_given_up_where_only_they_chang
     spoil_decode(monkeypatch, lambda rows, num_keys: num_keys % 64 != 0)
     classes = make_classes()
     assert classes.key_step == 64
-    assert classes.dropped == ("multiples of 16 keys",)
+    assert [told for told in classes.dropped if told.startswith("multiples")] == ["multiples of 16 keys"]
 
 
 def test_numbers_of_chunks_that_change_bits_are_dropped(monkeypatch):
