@@ -1,7 +1,7 @@
 """Chorales from scores: MIDI to events, a small model, new pieces as .mid, and their statistics beside the corpus's.
 
     pip install music21 symusic
-    python -m benchmarks.applications.music [--scores FOLDER] [--output FOLDER] [--steps 400]
+    python -m benchmarks.applications.music [--scores FOLDER] [--output FOLDER] [--steps 500]
 
 music21 carries scores of Bach's chorales. They are converted to .mid once, into --scores; then one `herd pipeline`
 tokenizes them (`--tokenize.kind midi`), trains a model of 0.4 million parameters and generates 16 pieces. What is
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--scores", type=Path, default=Path("runs/music-scores"))
     parser.add_argument("--output", type=Path, default=Path("runs/music"))
     parser.add_argument("--most-scores", type=int, default=400)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=500)
     arguments = parser.parse_args()
     convert(arguments.scores, arguments.most_scores)
     started = time.monotonic()
