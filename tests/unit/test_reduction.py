@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_core import reduction
-from gpt_core.reduction import TreeSum, sum_over_ranks
+from gpt_core.reduction import TreeSum, gather_parts, part_of, scatter_sum, sum_over_ranks
 from tests.unit.gloo_ranks import run_on_ranks
 
 
@@ -71,3 +71,27 @@ def test_ranks_together_add_as_one_process_does_and_all_end_with_the_same_bits(t
     expected = tree_sum_by_definition(list(leaves))
     for found in run_on_ranks(num_ranks, tmp_path, reduce_leaf, leaves, bucket_elements):
         np.testing.assert_array_equal(found, expected)
+
+
+CUTS = {3: [0, 5, 5, 23], 4: [0, 3, 3, 20, 23]}
+
+
+def scatter_and_gather(ranks, leaves, mode):
+    """Return this rank's part of the sum and where it begins, and the sum gathered from all parts."""
+    reduction.BUCKET_ELEMENTS = 4
+    buffer = torch.from_numpy(leaves[ranks.rank].copy())
+    cuts = CUTS[ranks.num_ranks]
+    part = scatter_sum(buffer, cuts, ranks, mode).clone()
+    gather_parts(buffer, cuts, ranks, mode)
+    return part.numpy(), cuts[part_of(ranks.rank, ranks.num_ranks, mode)], buffer.numpy()
+
+
+@pytest.mark.parametrize(("num_ranks", "mode"), [(4, "exact"), (3, "fast")])
+def test_each_rank_ends_with_another_part_of_the_sum_however_it_is_cut(tmp_path, num_ranks, mode):
+    leaves = make_leaves(num_ranks, 23) if mode == "exact" else np.ones((num_ranks, 23), np.float32)
+    expected = tree_sum_by_definition(list(leaves)) if mode == "exact" else leaves.sum(0)
+    found = run_on_ranks(num_ranks, tmp_path, scatter_and_gather, leaves, mode)
+    for part, start, whole in found:
+        np.testing.assert_array_equal(part, expected[start : start + len(part)])
+        np.testing.assert_array_equal(whole, expected)
+    assert sorted(len(part) for part, _, _ in found) == sorted(np.diff(CUTS[num_ranks]))
