@@ -13,6 +13,7 @@ from typing import Any
 from cluster.system_metrics import SAMPLE_SECONDS, MachineLoad
 from gpt_core.errors import ResourceError
 
+_ANSWER_SECONDS = 1.0  # later answers are taken in the next round; a job's end waits no longer than this
 _NOT_IN_NAMES = re.compile(r"[^\w.\-]")
 
 
@@ -52,7 +53,7 @@ class NodeSamplers:
     def stop(self) -> None:
         """End the thread and the samplers."""
         self._stopped.set()
-        self._thread.join(timeout=2 * self._seconds)
+        self._thread.join(timeout=2 * _ANSWER_SECONDS)
         for node in list(self._samplers):
             self._drop(node)
 
@@ -96,7 +97,7 @@ class NodeSamplers:
         from ray.exceptions import RayError
 
         asked = list(self._asked)
-        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=self._seconds) if asked else ([], [])
+        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=_ANSWER_SECONDS) if asked else ([], [])
         for reference in ready:
             node = self._asked.pop(reference)
             try:

@@ -9,18 +9,24 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gpt_core import storage as storage_module
+from gpt_core.checkpoint import weights_digest
 from gpt_core.corpus import Corpus
 from gpt_core.errors import CorpusError, ResourceError
 from gpt_core.order import Order
+from gpt_core.presets import ModelShape
 from gpt_core.shard_cache import RemoteShard, ShardCache
 from gpt_core.shard_fetcher import ShardFetcher
+from gpt_core.training import train
+from gpt_core.training_plan import TrainingPlan
 from tests.s3_server import Proxy, s3_bucket, upload
+from tests.tiny_corpus import write_tiny_corpus
 from tests.unit import tiny_corpus
 from tests.unit.tiny_corpus import TinyCorpus
 
@@ -246,3 +252,19 @@ def test_windows_name_the_shards_they_cross(tiny: TinyCorpus, stored: str) -> No
     if bounds[1] % 16:
         cell = type(cells)(np.array([0]), np.array([0]), np.array([crossing]))
         assert len(corpus.remote_shards(cell, 16)) == 2
+
+
+def test_weights_trained_from_the_store_are_those_trained_from_a_disk(stored: str, tmp_path: Path) -> None:
+    corpus = write_tiny_corpus(tmp_path / "corpus")
+    url = upload(corpus, f"{stored}/words")
+    shape = ModelShape(n_layer=1, n_head=1, n_embd=16, num_positions=32, vocabulary_size=257)
+    plan = TrainingPlan(
+        str(corpus), str(tmp_path / "local"), shape, num_steps=4, window_tokens=32, batch_sequences=8,
+        micro_batch_sequences=2, block_windows=16, evaluate_sequences=4,
+    )  # fmt: skip
+    cache = {"cache_bytes": 1 << 20, "cache_folder": str(tmp_path / "cache")}
+    remote = replace(plan, corpus=url, output=str(tmp_path / "remote"), **cache)
+    digests = [weights_digest(path) for one in (plan, remote) if (path := train(one).checkpoint) is not None]
+    assert len(digests) == 2
+    assert digests[0] == digests[1]
+    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 1
