@@ -1,10 +1,12 @@
 """Tokens a second of `herd generate`, once it is running, beside the bare engine: one machine, interleaved rounds.
 
-    python -m benchmarks.batch_generation --prompts 128 --new-tokens 64 --slots 64 --rounds 3
+    python -m benchmarks.batch_generation --prompts 128 --new-tokens 64 --slots 64 --rounds 3 --precision int8
+    python -m benchmarks.batch_generation --layers 2 --prompts 64 --rounds 1    (a minute or two, for a look)
 
 Both complete the same prompts (32 tokens each, top_k 40) with GPT-2 of random weights, one thread an
 engine. The job's time runs from the replica's first step, as its own numbers say, to the commit of
-the last file: start-up of Ray, Serve and the actors is told apart. Their texts are compared, too.
+the last file: start-up of Ray, Serve and the actors is told apart. CPU seconds of the replica and of the
+actors say where a gap comes from. Their texts are compared, too.
 """
 
 import argparse
@@ -17,7 +19,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,8 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--prompts-per-shard", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "int8"])
+    parser.add_argument("--layers", type=int, help="make the model smaller")
     arguments = parser.parse_args()
     if os.environ.get("GLIBC_TUNABLES") != GLIBC_TUNABLES:  # read when a process starts; the replicas have it, too
         os.environ["GLIBC_TUNABLES"] = GLIBC_TUNABLES
@@ -56,14 +61,21 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     with connect(ClusterSettings()) as cluster:
         for round_number in range(arguments.rounds):
             settings = _settings(arguments, folder, f"out-{round_number}")
+            started = time.process_time()
             bare_texts, bare = _run_bare(engine, settings)
+            bare_cpu = time.process_time() - started
             rates["bare"].append(bare)
-            job_texts, job, total_seconds = _run_job(settings, cluster)
+            job_texts, job, total_seconds, seen = _run_job(settings, cluster)
             rates["job"].append(job)
             assert job_texts == bare_texts
             print(
                 f"round {round_number}: bare {bare:.1f} tokens/s, job {job:.1f} tokens/s once running, "
                 f"{total_seconds:.1f} s with start-up; the same texts; load {os.getloadavg()[0]:.1f}",
+                flush=True,
+            )
+            used = ", ".join(f"{name} {seconds:.1f}" for name, seconds in _cpu_since_first_step(seen).items())
+            print(
+                f"round {round_number}: CPU seconds: bare {bare_cpu:.1f}; while the replica computed: {used}",
                 flush=True,
             )
     ratio = statistics.median(rates["job"]) / statistics.median(rates["bare"])
@@ -77,6 +89,7 @@ def _write_inputs(arguments: argparse.Namespace, folder: Path) -> None:
     from gpt_core.presets import PRESETS
 
     shape = PRESETS[arguments.preset].shape
+    shape = replace(shape, n_layer=arguments.layers or shape.n_layer)
     model = GPT(shape).initialise(0)
     tokenizer = {"name": "gpt2", "vocabulary_size": 50257}
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
@@ -98,7 +111,7 @@ def _settings(arguments: argparse.Namespace, folder: Path, output: str) -> Any:
         output=str(folder / output),
         prompts_per_shard=arguments.prompts_per_shard,
         sampling=SamplingSettings(max_tokens=arguments.new_tokens, top_k=40),
-        engine=EngineSettings(num_slots=arguments.slots, device="cpu"),
+        engine=EngineSettings(num_slots=arguments.slots, device="cpu", precision=arguments.precision),
     )
 
 
@@ -111,7 +124,7 @@ def _engine(arguments: argparse.Namespace, folder: Path) -> Any:
 
     torch.set_num_threads(1)
     loaded = checkpoint.load(folder / "model")
-    options = EngineOptions(slots=arguments.slots, prefill_chunks=arguments.slots)
+    options = EngineOptions(slots=arguments.slots, prefill_chunks=arguments.slots, precision=arguments.precision)
     return Engine(loaded.weights, loaded.shape, load_tokenizer("gpt2"), options)
 
 
@@ -123,7 +136,7 @@ def _run_bare(engine: Any, settings: Any) -> tuple[list[str], float]:
 
     scan, sampling = resolve(settings).scan, sampling_of(settings.sampling)
     prompts = [prompt for cut in scan.ranges for prompt in read_range(scan.files, cut, sampling)]
-    encode = engine.tokenizer.encode
+    encode = engine.tokenizer.encode_prompt
     requests = [GenerationRequest(p.id, tuple(encode(p.text).tolist()), p.sampling) for p in prompts]
     started = time.perf_counter()
     done = engine.run(requests)
@@ -131,8 +144,8 @@ def _run_bare(engine: Any, settings: Any) -> tuple[list[str], float]:
     return [completion.text for completion in done], sum(len(completion.token_ids) for completion in done) / seconds
 
 
-def _run_job(settings: Any, cluster: Any) -> tuple[list[str], float, float]:
-    """Return the texts, the tokens a second while the replica computed, and the seconds of the whole job."""
+def _run_job(settings: Any, cluster: Any) -> tuple[list[str], float, float, list["_Seen"]]:
+    """Return the texts, the tokens a second while the replica computed, the whole job's seconds, and what was seen."""
     from cluster import generating
     from cluster.tracking import TrackingOptions, open_run
 
@@ -145,13 +158,13 @@ def _run_job(settings: Any, cluster: Any) -> tuple[list[str], float, float]:
     paths = sorted(Path(settings.output).glob("rows/*.jsonl"))
     texts = [json.loads(line)["text"] for path in paths for line in path.open()]
     last_commit = max(path.stat().st_mtime for path in paths)
-    return texts, generated.num_tokens / (last_commit - _first_step(seen)), total_seconds
+    return texts, generated.num_tokens / (last_commit - _first_step(seen).when), total_seconds, seen
 
 
 @contextmanager
-def _watching() -> Iterator[list[tuple[float, int]]]:
-    """Collect (time, steps) of the one replica while the body runs."""
-    seen: list[tuple[float, int]] = []
+def _watching() -> Iterator[list["_Seen"]]:
+    """Look at the one replica and at the processes while the body runs."""
+    seen: list[_Seen] = []
     stopped = threading.Event()
     watcher = threading.Thread(target=_watch, args=(seen, stopped))
     watcher.start()
@@ -162,7 +175,15 @@ def _watching() -> Iterator[list[tuple[float, int]]]:
         watcher.join()
 
 
-def _watch(seen: list[tuple[float, int]], stopped: threading.Event) -> None:
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    when: float
+    steps: int
+    cpu_seconds: dict[str, float]
+    """Used so far by this process and those below it, by what they are."""
+
+
+def _watch(seen: list[_Seen], stopped: threading.Event) -> None:
     from ray import serve
 
     while not stopped.wait(_POLL_SECONDS):
@@ -171,12 +192,29 @@ def _watch(seen: list[tuple[float, int]], stopped: threading.Event) -> None:
             now = serve.get_app_handle(application).statistics.remote().result(timeout_s=1)
         except Exception:
             continue
-        seen.append((time.time(), now.num_steps))
+        seen.append(_Seen(time.time(), now.num_steps, _cpu_seconds()))
 
 
-def _first_step(seen: list[tuple[float, int]]) -> float:
-    """Return when the replica was last seen without a step done."""
-    return max(when for when, steps in seen if steps == 0)
+def _cpu_seconds() -> dict[str, float]:
+    import psutil
+
+    used = {"replica": 0.0, "actors": 0.0, "the rest of Ray": 0.0, "driver": time.process_time()}
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            line, times = " ".join(process.cmdline()), process.cpu_times()
+            name = "replica" if "herd-generate" in line else "actors" if "_ShardActor" in line else "the rest of Ray"
+            used[name] += times.user + times.system
+    return used
+
+
+def _cpu_since_first_step(seen: list[_Seen]) -> dict[str, float]:
+    first, last = _first_step(seen), seen[-1]
+    return {name: max(seconds - first.cpu_seconds[name], 0.0) for name, seconds in last.cpu_seconds.items()}
+
+
+def _first_step(seen: list[_Seen]) -> _Seen:
+    """Return what was seen of the replica last before its first step."""
+    return max((one for one in seen if one.steps == 0), key=lambda one: one.when)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,23 @@
 """`herd generate` on Ray: the same dataset on any number of replicas and actors, and no row lost."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from cluster import generating
+from cluster import generating, service
+from cluster.http_guard import Access
 from cluster.session import Cluster
 from cluster.tracking import TrackingOptions, open_run
 from gpt_core import checkpoint
 from gpt_core.engine import Engine, EngineOptions
-from gpt_core.errors import CorpusError, StaleOutputError
+from gpt_core.errors import CheckpointError, CorpusError, StaleOutputError
 from gpt_core.generation import GenerationRequest
 from gpt_core.prompts import read_range
-from gpt_core.settings import EngineSettings, GenerateSettings, PoolSettings, SamplingSettings
+from gpt_core.settings import EngineSettings, GenerateSettings, PoolSettings, SamplingSettings, ServeSettings
 from gpt_core.tokenizer import load_tokenizer
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
@@ -143,6 +145,22 @@ def test_replicas_actors_and_slots_change_no_byte(
     )  # fmt: skip
     generate(settings, cluster)
     assert files_of(output) == files_of(calm)
+
+
+def test_a_running_service_makes_the_same_bytes_and_another_checkpoint_is_refused(
+    inputs: tuple[Path, Path], cluster: Cluster, calm: Path, tmp_path: Path
+) -> None:
+    model, prompts = inputs
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    engine = EngineSettings(num_slots=3, precision="fp32", device="cpu")
+    served = ServeSettings(checkpoint=str(model), port=port, engine=engine, page=False)
+    with service.running(served, service.resolve(served), Access(None, None), cluster) as address:
+        generate(settings_for(model, prompts, tmp_path / "out", address=address), cluster)
+        other = settings_for(write_tiny_checkpoint(tmp_path, seed=5), prompts, tmp_path / "other", address=address)
+        with pytest.raises(CheckpointError, match="a service of other weights"):
+            generating.resolve(other)
+    assert files_of(tmp_path / "out") == files_of(calm)
 
 
 def test_nothing_is_left_on_the_cluster_and_no_other_application_is_touched(

@@ -143,6 +143,21 @@ def test_other_jobs_take_a_registered_model_as_checkpoint_to_the_bit(outputs, la
     assert fetched.tokenizer == BYTES
 
 
+def test_generating_and_serving_by_name_compute_with_the_registered_weights(outputs, tmp_path, monkeypatch, capsys):
+    from cluster import generating, service
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{outputs}/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("def main(\n")
+    job = GenerateJob(
+        checkpoint="models:/poet@champion", prompts=(str(tmp_path / "p.txt"),), output=str(tmp_path / "g")
+    )
+    original = checkpoint.weights_digest(checkpoint.list_paths(outputs / "run1")[0])
+    assert generating.resolve(with_local_checkpoint(job)).decisive["checkpoint"] == original
+    served = service.resolve(with_local_checkpoint(ServeJob(checkpoint="models:/poet@champion")))
+    assert served.facts["checkpoint"] == original
+
+
 def test_serving_takes_a_registered_model_from_the_address_in_the_environment(outputs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{outputs}/mlflow.db")
