@@ -1,12 +1,19 @@
 """Promises of cluster.tracking.served: the run of a checkpoint links to its page while it is served."""
 
 import shutil
+import socket
 import time
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
+from cluster import service
 from cluster.tracking import TrackingOptions, library, open_run
 from cluster.tracking.served import TAG, linked_to_page
+from gpt_core import checkpoint
+from gpt_core.settings import ServeSettings
+from tests.tiny_checkpoint import write_tiny_checkpoint
 
 PAGE = "http://127.0.0.1:8000/"
 NOTE = "mlflow.note.content"
@@ -79,3 +86,19 @@ def test_a_server_that_is_down_is_named_and_holds_nothing_up(trained, monkeypatc
         assert time.monotonic() - begun < 0.5
     out = capsys.readouterr()
     assert "cannot link to its page" in out.out + out.err
+
+
+def test_herd_serve_links_to_the_address_people_open(tmp_path, monkeypatch):
+    links = []
+    monkeypatch.setattr("cluster.tracking.served.linked_to_page", lambda *link: links.append(link) or nullcontext())
+    run = write_tiny_checkpoint(tmp_path)
+    for settings in (
+        ServeSettings(checkpoint=str(run), port=8123),
+        ServeSettings(checkpoint=str(run), port=8123, host="0.0.0.0"),
+        ServeSettings(checkpoint=str(run), page=False),
+    ):
+        with service._linked(settings, service.resolve(settings)):
+            pass
+    path = checkpoint.list_paths(run)[0]
+    assert [(Path(place), digest) for place, digest, _ in links] == [(path, checkpoint.weights_digest(path))] * 2
+    assert [address for *_, address in links] == ["http://127.0.0.1:8123/", f"http://{socket.gethostname()}:8123/"]
