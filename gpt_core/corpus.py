@@ -63,6 +63,13 @@ class SourceIndex:
         places = np.searchsorted(self.bounds, starts, side="right") - 1
         return Coordinates(self.rows[places], starts - self.bounds[places])
 
+    def shards_of(self, starts: Integers, count: int) -> Integers:
+        """Return the shards, each once and rising, that hold ``count`` tokens from any of the positions."""
+        first = np.searchsorted(self.bounds, starts, side="right") - 1
+        last = np.searchsorted(self.bounds, starts + count, side="left") - 1
+        widest = int((last - first).max()) + 1
+        return self.rows[np.unique([np.minimum(first + place, last) for place in range(widest)])]
+
     def spans(self, start: int, count: int) -> list[Span]:
         """Return the pieces of shards that make up part of the stream, in order; empty ones left out."""
         first = int(np.searchsorted(self.bounds, start, side="right")) - 1
@@ -180,11 +187,11 @@ class Corpus:
 
     def remote_shards(self, cells: Cells, window_tokens: int) -> list[RemoteShard]:
         """Return the shards that hold the windows, each once; for a corpus in an object store."""
-        shards: dict[int, None] = {}
-        for source, window in zip(cells.sources.tolist(), cells.windows.tolist(), strict=True):
-            spans = self.indexes[source].spans(window * window_tokens, window_tokens + 1)
-            shards |= dict.fromkeys(span.shard for span in spans)
-        return [self._remote(shard) for shard in shards]
+        chosen = [
+            self.indexes[source].shards_of(cells.windows[cells.sources == source] * window_tokens, window_tokens + 1)
+            for source in np.unique(cells.sources)
+        ]
+        return [self._remote(shard) for shard in np.concatenate(chosen)]
 
     def tokens(self, source: int, start: int, count: int) -> np.ndarray:
         """Return part of a source's stream; a view of the mapped file where one record batch holds it."""

@@ -19,7 +19,7 @@ from gpt_core import storage as storage_module
 from gpt_core.checkpoint import weights_digest
 from gpt_core.corpus import Corpus
 from gpt_core.errors import CorpusError, ResourceError
-from gpt_core.order import Order
+from gpt_core.order import Cells, Order
 from gpt_core.presets import ModelShape
 from gpt_core.shard_cache import RemoteShard, ShardCache
 from gpt_core.shard_fetcher import ShardFetcher
@@ -247,11 +247,10 @@ def test_windows_name_the_shards_they_cross(tiny: TinyCorpus, stored: str) -> No
     cells = corpus.every_window(16)
     named = {shard.url for shard in corpus.remote_shards(cells, 16)}
     assert named == {f"{stored}/train/{plan:08d}.arrow" for plan in range(tiny_corpus.NUM_PLANS)}
-    bounds = corpus.indexes[0].bounds
-    crossing = int(bounds[1]) // 16
-    if bounds[1] % 16:
-        cell = type(cells)(np.array([0]), np.array([0]), np.array([crossing]))
-        assert len(corpus.remote_shards(cell, 16)) == 2
+    for source, window in zip(cells.sources, cells.windows, strict=True):
+        cell = Cells(np.array([source]), np.array([0]), np.array([window]))
+        spans = corpus.indexes[source].spans(int(window) * 16, 17)
+        assert [shard.url for shard in corpus.remote_shards(cell, 16)] == [corpus.shard_path(s.shard) for s in spans]
 
 
 def test_weights_trained_from_the_store_are_those_trained_from_a_disk(stored: str, tmp_path: Path) -> None:
