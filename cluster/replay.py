@@ -26,7 +26,7 @@ from cluster.journal import Point, Record, Series, Tail, points_of, read_all
 from cluster.patience import AbandonedError, Patience, RefusedError, Store, first_line
 from cluster.progress import say
 
-JOURNAL_NAME = "journal.jsonl"
+JOURNAL_NAME, STATE_NAME = "journal.jsonl", "run.json"
 POINTS_PER_BATCH = 1000  # MLflow's limit for one log_batch
 _POLL_SECONDS = 0.5
 _CLOSING_OUTAGE_SECONDS = 10.0
@@ -37,7 +37,7 @@ class Replayer:
 
     def __init__(self, folder: Path, store: Store) -> None:
         self._folder, self._store = folder, store
-        self._state_path = folder / "run.json"
+        self._state_path = folder / STATE_NAME
         self._acknowledged = Acknowledged.load(self._state_path, store.name)
         self._acknowledged.forget_lost_lines(folder)
         self._key = ""

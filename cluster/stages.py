@@ -15,7 +15,7 @@ from cluster.node_metrics import sampled_nodes
 from cluster.progress import say
 from cluster.record_book import Run
 from cluster.session import Cluster, connect
-from cluster.tracking import TrackingOptions, open_run
+from cluster.tracking import TrackingOptions, open_run, send_rest
 from gpt_core import sealed_json
 from gpt_core.errors import ResourceError, StaleOutputError
 from gpt_core.ledger import first_difference
@@ -127,6 +127,7 @@ def run_alone(kind: str, stage: Stage[Any, Any, R_co], job: Any) -> R_co:
     """Run a job that is one stage; mistakes are found, and finished work is skipped, before a run is opened."""
     inputs, done = _looked_up(kind, stage, job)
     if done is not None:
+        send_rest(TrackingOptions(**job.tracking.model_dump()), local_folder(job.output))
         return done
     with stages_of(job, kind, job.output) as (stages, run):
         return stages.perform(kind, stage, job, inputs, run)

@@ -11,7 +11,7 @@ The output folder is the job's identity: a rerun that resumes the folder takes u
 
 from cluster.tracking.address import TrackingOptions, page_command, tracking_uri
 from cluster.tracking.prompt_model import download_registered_model, write_prompt_model
-from cluster.tracking.runs import open_run, replay
+from cluster.tracking.runs import open_run, replay, send_rest
 
 __all__ = [
     "TrackingOptions",
@@ -19,6 +19,7 @@ __all__ = [
     "open_run",
     "page_command",
     "replay",
+    "send_rest",
     "tracking_uri",
     "write_prompt_model",
 ]

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from cluster.acknowledged import Acknowledged
 from cluster.journal import room_needed
 from cluster.progress import say
 from cluster.record_book import RecordBook, Run
-from cluster.replay import JOURNAL_NAME, Replayer
+from cluster.replay import JOURNAL_NAME, STATE_NAME, Replayer
 from cluster.tracking.address import TrackingOptions
 from cluster.tracking.store import MlflowStore
 from gpt_core.errors import ResourceError
@@ -70,6 +71,28 @@ def replay(options: TrackingOptions, output: Path, seconds: float = 600.0) -> bo
         replayer = Replayer(folder, store)
         replayer.start()
         return replayer.finish(seconds)
+
+
+def send_rest(options: TrackingOptions, output: Path) -> None:
+    """Send what the journal of a finished job still holds, where the store was away at its end; costs nothing else.
+
+    The job's work is done: a store that is still away, or another process at the folder, is told and no error.
+    """
+    folder = output.absolute() / "tracking"
+    journal = folder / JOURNAL_NAME
+    if not options.enabled or not journal.exists():
+        return
+    store = MlflowStore(options, output.absolute().parent)
+    taken = Acknowledged.load(folder / STATE_NAME, store.name).offsets.get(JOURNAL_NAME, 0)
+    if taken >= journal.stat().st_size:
+        return
+    try:
+        complete = replay(options, output, options.closing_seconds)
+    except ResourceError as error:
+        say(f"tracking: {error}")
+    else:
+        said = "has now taken all records of" if complete else "has not taken all records; a rerun sends those in"
+        say(f"tracking: {store.name} {said} {folder}")
 
 
 @contextlib.contextmanager
