@@ -3,12 +3,18 @@
     python -m benchmarks.tokenize_corpus [--megabytes 1000] [--actors 2] [--datatrove PYTHON]
 
 The text is real source code and documentation found on this machine, recombined: each document is made of blocks
-of lines from several files, no document twice. Every peer is a process of its own on the same files, one after the
-other and all of them in each round, so that they meet the same machine. Rates are taken over wall time, and over
-CPU time, which a busy machine disturbs less. PYTHON is that of an environment with datatrove, tokenizers and orjson.
+of lines from several files, and begins with a number of its own. Every peer is a process of its own on the same files,
+one after the other and all of them in each round, so that they meet the same machine. Rates are taken over wall time,
+and over CPU time, which a busy machine disturbs less. PYTHON is that of an environment with datatrove, tokenizers and
+orjson. On two quiet cores, everything in about five minutes, runs long enough that an actor's start (2 to 3 s) is not
+what is measured:
+
+    python -m benchmarks.tokenize_corpus --megabytes 3000 --rounds 1 --slow_slices 16 --datatrove PYTHON
 """
 
 import argparse
+import functools
+import importlib
 import json
 import os
 import random
@@ -56,23 +62,28 @@ print(json.dumps({"wall": time.perf_counter() - start, "cpu": used.ru_utime + us
 
 
 def write_text(folder: Path, num_bytes: int) -> list[Path]:
-    """Write zst-jsonl files of about 16 MiB of text each, until there are `num_bytes`."""
-    roots = [sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"]]
-    sources = sorted(path for root in roots for path in Path(root).rglob("*") if path.suffix in _SUFFIXES)
-    rng = random.Random(5)
-    documents, files, left = _documents(sources, rng), [], num_bytes
-    while left > 0:
-        path = folder / f"part-{len(files):03}.jsonl.zst"
-        slice_bytes = min(_SLICE_BYTES, left)
-        with zstandard.open(path, "wb", zstandard.ZstdCompressor(3)) as file:
-            written = 0
-            while written < slice_bytes:
-                text = next(documents)
-                file.write(json.dumps({"text": text}).encode() + b"\n")
-                written += len(text.encode())
-        files.append(path)
-        left -= written
+    """Write zst-jsonl files of about 16 MiB of text each, until there are `num_bytes`, on all CPUs."""
+    slices = [min(_SLICE_BYTES, num_bytes - at) for at in range(0, num_bytes, _SLICE_BYTES)]
+    files = [folder / f"part-{number:03}.jsonl.zst" for number in range(len(slices))]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        list(pool.map(_write_slice, files, slices))
     return files
+
+
+def _write_slice(path: Path, num_bytes: int) -> None:
+    documents = _documents(_sources(), random.Random(path.name))
+    number = written = 0
+    with zstandard.open(path, "wb", zstandard.ZstdCompressor(3)) as file:
+        while written < num_bytes:
+            text = f"{path.stem} {number}\n{next(documents)}"  # so that no two documents are equal
+            file.write(json.dumps({"text": text}).encode() + b"\n")
+            number, written = number + 1, written + len(text.encode())
+
+
+@functools.lru_cache(maxsize=1)
+def _sources() -> list[Path]:
+    roots = [sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"]]
+    return sorted(path for root in roots for path in Path(root).rglob("*") if path.suffix in _SUFFIXES)
 
 
 def _documents(sources: Sequence[Path], rng: random.Random) -> Iterator[str]:
@@ -169,7 +180,11 @@ def _work(plan: ShardPlan) -> dict[str, Any]:
 
 
 def measure_herd(backend: str, num_workers: int, files: Sequence[str]) -> dict[str, float]:
-    """Run the job of `herd tokenize` on a Ray that stands already; actors' start and the manifest are in the time."""
+    """Run the job of `herd tokenize` on a Ray that stands already; actors' start and the manifest are in the time.
+
+    As in `measure_bare`, the driver's imports are not.
+    """
+    importlib.import_module("ray.data")
     tokenizing.ShardTokenizer = MeasuredTokenizer
     rows: list[dict[str, Any]] = []
     entries = tokenizing.contents_of
