@@ -72,7 +72,7 @@ class ShardCache:
         max_bytes: int = DEFAULT_CACHE_BYTES,
         pause: Callable[[float], object] = time.sleep,
     ) -> None:
-        self.folder = Path(folder or Path(tempfile.gettempdir()) / f"gpt-herd-shards-{os.getuid()}")
+        self.folder = Path(folder or _temporary() / f"gpt-herd-shards-{os.getuid()}")
         self.max_bytes = max_bytes
         self._pause = pause
         try:
@@ -247,6 +247,12 @@ def _removed(path: Path) -> bool:
     finally:
         os.close(file)
     return True
+
+
+def _temporary() -> Path:
+    """Return a folder for large temporary files: /tmp is memory on many machines."""
+    on_disk = Path("/var/tmp")  # noqa: S108 - the folder made in it belongs to this user alone
+    return on_disk if "TMPDIR" not in os.environ and os.access(on_disk, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def _unusable(folder: Path, found: str) -> ResourceError:

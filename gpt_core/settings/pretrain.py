@@ -105,7 +105,7 @@ class TrainSettings(Settings):
     cache_bytes: Count | None = 16 << 30
     """Bytes of copies of a remote corpus's shards kept on each node's disk, fetched ahead; null keeps none."""
     cache_folder: Place | None = None
-    """Where these copies lie; null is a folder of this user's among the temporary files."""
+    """Where these copies lie; null is a folder of this user's in /var/tmp, or in TMPDIR."""
     evaluate_every_steps: Count | None = 100
     """Steps between evaluations on the held-out split; null evaluates at the end only."""
     evaluate_sequences: Count = 64
