@@ -10,7 +10,7 @@ import json
 import sysconfig
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +30,10 @@ from gpt_core.source_files import SourceSpec, list_files
 from gpt_core.tokenize_examples import ExampleTokenizer
 from gpt_core.tokenize_shard import ShardTokenizer, TokenizeOptions
 from gpt_core.tokenizer import load_tokenizer
+from gpt_core.train_tokenizer import train_ranks, write_ranks
 from gpt_core.training import train
 from gpt_core.training_plan import TrainingPlan
+from gpt_core.vocabulary import VOCABULARY
 
 Pair = tuple[str, str]
 EXCLUDED = (
@@ -42,8 +44,9 @@ EXCLUDED = (
     "**/dist-packages/**",
     "**/lib2to3/**",
 )
-SHAPE = ModelShape(n_layer=4, n_head=4, n_embd=128, num_positions=128, vocabulary_size=50257)
-"""That of jobs/configs/quickstart.yaml."""
+SHAPE = ModelShape(n_layer=4, n_head=4, n_embd=128, num_positions=128, vocabulary_size=4096)
+"""The blocks of jobs/configs/quickstart.yaml over a small vocabulary: most of its time goes into 50,257 logits."""
+_VOCABULARY_BYTES = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Bench:
     threads: int
 
     def pretrained(self) -> str:
-        """Return the given checkpoint, or one of the quickstart's shape trained here on the standard library."""
+        """Return the given checkpoint, or one trained here on the standard library, its vocabulary learnt from it."""
         if self.checkpoint:
             return self.checkpoint
         output = self.folder / "pretrained"
@@ -82,7 +85,12 @@ class Bench:
         """Fine-tune a checkpoint on (source, target) pairs and return what came of it."""
         examples = self.folder / f"{name}.jsonl"
         examples.write_text("".join(json.dumps({"source": s, "target": t}) + "\n" for s, t in pairs), "utf-8")
-        train_settings = {"num_steps": self.steps, "threads_per_worker": self.threads, "evaluate_every_steps": 25, "evaluate_sequences": 32}
+        train_settings = {
+            "num_steps": self.steps,
+            "threads_per_worker": self.threads,
+            "evaluate_every_steps": 25,
+            "evaluate_sequences": 32,
+        }
         values = {
             "checkpoint": start,
             "examples": [str(examples)],
@@ -114,6 +122,8 @@ class Bench:
             for number, prompt in enumerate(prompts)
         ]
         done = sorted(engine.run(requests), key=lambda completion: int(completion.request_id))
+        if refused := next((completion.error for completion in done if completion.error), None):
+            raise SystemExit(f"a prompt was refused: {refused}")
         return [completion.text.strip() for completion in done]
 
     def _plan(self, corpus: str, output: Path, num_steps: int) -> TrainingPlan:
@@ -136,7 +146,7 @@ def bench_of(description: str | None, default_steps: int) -> Bench:
     """Return the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="begin with this one, such as runs/quickstart/model")
-    parser.add_argument("--pretrain-steps", type=int, default=400, help="steps of a checkpoint made here otherwise")
+    parser.add_argument("--pretrain-steps", type=int, default=1000, help="steps of a checkpoint made here otherwise")
     parser.add_argument("--steps", type=int, default=default_steps, help="steps of fine-tuning at most")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="where to work; by default a new temporary folder")
@@ -172,13 +182,27 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def _stdlib_corpus(folder: Path) -> Path:
     files = list_files(SourceSpec("stdlib", (f"{sysconfig.get_path('stdlib')}/**/*.py",), EXCLUDED))
+    vocabulary = folder / VOCABULARY
+    if not vocabulary.exists():
+        write_ranks(vocabulary, train_ranks(_some_texts(), SHAPE.vocabulary_size))
     plans = plan_shards(files, 1 << 40)
-    row = ShardTokenizer(TokenizeOptions(str(folder), validation_fraction=0.02))(plans[0])
+    row = ShardTokenizer(TokenizeOptions(str(folder), tokenizer=str(vocabulary), validation_fraction=0.02))(plans[0])
     shards = [
         ShardEntry(file["split"], "stdlib", 0, file["path"], ShardStats(**file["stats"])) for file in row["files"]
     ]
-    gpt2 = load_tokenizer("gpt2")
-    entry = TokenizerEntry(gpt2.name, gpt2.digest, gpt2.vocabulary_size, gpt2.end_of_text)
+    own = load_tokenizer(str(vocabulary))
+    entry = TokenizerEntry(VOCABULARY, own.digest, own.vocabulary_size, own.end_of_text)
     contents = ManifestContents({}, plans.fingerprint, {"stdlib": 1.0}, entry, shards, [], row["num_documents_in"])
     manifest.write(str(folder), contents)
     return folder
+
+
+def _some_texts() -> Iterator[str]:
+    """Yield every eighth module, up to a size that teaches a small vocabulary in seconds."""
+    num_bytes = 0
+    for file in stdlib_files()[::8]:
+        data = file.read_bytes()
+        num_bytes += len(data)
+        if num_bytes > _VOCABULARY_BYTES:
+            return
+        yield data.decode("utf-8", errors="replace")

@@ -10,7 +10,7 @@ from tests.e2e.commands import herd, herd_interrupted
 from tests.finetune_here import finetune_here, write_examples
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
-TRAIN = {"num_steps": 300, "batch_sequences": 8, "evaluate_every_steps": 50, "precision": "fp32"}
+TRAIN = {"num_steps": 120, "batch_sequences": 8, "evaluate_every_steps": 30, "precision": "fp32"}
 WORDS = [f"--train.{name}={value}" for name, value in TRAIN.items()]
 
 
@@ -30,6 +30,7 @@ def finetune(output: str, *words: str, checkpoint: str = "base", task: str = "tr
     return ["finetune", *given, *quiet, *WORDS, *words]
 
 
+@pytest.mark.timeout(400)
 def test_interrupted_and_on_other_workers_it_makes_what_one_process_makes_and_completes_prompts(folder):
     stopped = herd_interrupted(*finetune("tuned"), folder=folder, at=" steps, loss")
     assert stopped.code == 130, stopped.err
