@@ -208,8 +208,9 @@ def _cpu_seconds() -> dict[str, float]:
 
 
 def _cpu_since_first_step(seen: list[_Seen]) -> dict[str, float]:
-    first, last = _first_step(seen), seen[-1]
-    return {name: max(seconds - first.cpu_seconds[name], 0.0) for name, seconds in last.cpu_seconds.items()}
+    first = _first_step(seen).cpu_seconds
+    # The most that was seen: what an actor used is gone with it.
+    return {name: max(one.cpu_seconds[name] for one in seen) - seconds for name, seconds in first.items()}
 
 
 def _first_step(seen: list[_Seen]) -> _Seen:

@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--preset", default="gpt2")
     parser.add_argument("--requests", type=int, default=50)
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--layers", type=int, help="make the model smaller")
     arguments = parser.parse_args()
     if os.environ.get("GLIBC_TUNABLES") != GLIBC_TUNABLES:  # read when a process starts; the replica has it, too
         os.environ["GLIBC_TUNABLES"] = GLIBC_TUNABLES
@@ -47,7 +48,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     from cluster.session import connect
     from gpt_core.settings import ClusterSettings, EngineSettings, ServeSettings
 
-    write_models(arguments.preset, folder)
+    write_models(arguments.preset, folder, arguments.layers)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     engine_settings = EngineSettings(device="cpu", precision=arguments.precision)
@@ -97,7 +98,7 @@ def _bare(folder: Path, settings: Any) -> Callable[[list[int]], float]:
 
 
 def _served(port: int) -> Callable[[list[int]], float]:
-    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     body = {"max_tokens": _NEW_TOKENS, "top_k": 40, "seed": 1, "stream": True}
 
     def ask(ids: list[int]) -> float:

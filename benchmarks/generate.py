@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.cpu_allocator import GLIBC_TUNABLES
@@ -89,7 +90,7 @@ def main() -> None:
             contestant.close()
 
 
-def write_models(preset: str, folder: Path) -> int:
+def write_models(preset: str, folder: Path, layers: int | None = None) -> int:
     """Write a random model as our run folder and in the Hugging Face layout; return its vocabulary's size."""
     from gpt_core import checkpoint
     from gpt_core.checkpoint import Description
@@ -98,6 +99,7 @@ def write_models(preset: str, folder: Path) -> int:
     from gpt_core.presets import PRESETS
 
     shape = PRESETS[preset].shape
+    shape = replace(shape, n_layer=layers or shape.n_layer)
     tokenizer = {"name": "gpt2", "vocabulary_size": 50257}
     weights = {name: tensor.detach() for name, tensor in GPT(shape).initialise(0).named_parameters()}
     described = Description(step=1, tokens=1, shape=shape, tokenizer=tokenizer)

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 TOP_K = 40
 Run = Callable[[list[list[int]], int], int]
@@ -64,7 +65,7 @@ def huggingface(precision: str, folder: str, slots: int) -> tuple[Run, str]:
     torch.set_num_threads(1)
     has_units = torch.cpu._is_amx_tile_supported() if precision == "auto" else precision == "bf16"
     dtype = torch.bfloat16 if has_units else torch.float32
-    model = transformers.GPT2LMHeadModel.from_pretrained(f"{folder}/hf", dtype=dtype).eval()
+    model: Any = transformers.GPT2LMHeadModel.from_pretrained(f"{folder}/hf", dtype=dtype).eval()
 
     def run(prompts: list[list[int]], new_tokens: int) -> int:
         made = 0

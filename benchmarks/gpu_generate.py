@@ -111,7 +111,6 @@ def _peer(peer: str, weights: dict[str, torch.Tensor], shape: ModelShape, argume
         n_embd=shape.n_embd,
         n_positions=shape.num_positions,
         vocab_size=shape.vocabulary_size,
-        attn_implementation="sdpa",
     )
     model: Any = GPT2LMHeadModel(config)
     is_turned = ("c_attn.weight", "c_proj.weight", "c_fc.weight")

@@ -143,7 +143,7 @@ def _looked_up(name: str, stage: Stage[S_contra, I, R_co], settings: S_contra) -
     return inputs, done
 
 
-def made_already(output: str, name: str, decisive: Mapping[str, Any], told: str) -> dict[str, Any] | None:
+def made_already(output: str, name: str, decisive: dict[str, Any], told: str) -> dict[str, Any] | None:
     """Return the sealed JSON object that a finished stage wrote under OUTPUT, None if there is none.
 
     Args:

@@ -107,7 +107,8 @@ class Decoder:
         *,
         kernel: Kernel,
     ) -> None:
-        self.shape, self.dtype, self.device, self.kernel = shape, dtype, device, kernel
+        self.shape, self.dtype, self.device = shape, dtype, device
+        self.kernel: Kernel = kernel
         self._product_dtype = torch.float32 if kernel == "int8" else dtype
         self._weights = weights
         self._wte_VC = weights["wte.weight"].detach().to(device)

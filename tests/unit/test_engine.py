@@ -102,6 +102,16 @@ def test_int8_gives_the_same_bits_alone_and_in_company_and_needs_a_cpu_that_can(
     assert together != shared_engine(8).run(requests)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; run it where there is one")
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_a_gpu_gives_the_same_bits_alone_and_in_company(precision):
+    requests = [request(f"{i}", "many words " * i + "x", n=1 + i % 2, logprobs=2, echo=True) for i in range(12)]
+    together = make_engine(slots=16, precision=precision, device="cuda").run(requests)
+    lone = make_engine(slots=3, precision=precision, device="cuda")
+    assert lone.classes.is_invariant
+    assert [done for wanted in requests for done in lone.run([wanted])] == together
+
+
 def test_a_cancelled_neighbour_leaves_no_trace():
     engine = shared_engine(8)
     expected = engine.run([request("a", n=2), request("b", top_k=5)])
