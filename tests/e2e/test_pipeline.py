@@ -256,7 +256,7 @@ def test_each_thing_made_leads_to_the_next_in_the_page(calm: Path) -> None:
     assert (final.source_run_id, final.tags["herd.corpus"]) == (trainer.info.run_id, digests["corpus"])
     users = {
         run.data.tags["herd.kind"]: run
-        for run in client.search_runs([experiment])
+        for run in (client.get_run(found.info.run_id) for found in client.search_runs([experiment]))
         if final.model_id in {used.model_id for used in (run.inputs.model_inputs or [])}
     }
     assert users.keys() == {"evaluate", "generate"}
