@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cluster.completions_schema import ServedModel, parse_completions, parse_tokenize
 from gpt_core.errors import CorpusError
 from gpt_core.huggingface import write_tokenizer
 from gpt_core.tokenizer import load_tokenizer
@@ -47,6 +48,13 @@ def test_they_change_the_digest_and_leave_that_of_a_plain_vocabulary_alone(token
     assert (tmp_path / "plain.tiktoken").read_bytes() == format_ranks(RANKS)
     assert (tmp_path / "v.tiktoken").read_bytes().startswith(format_ranks(RANKS))
     assert read_vocabulary(tmp_path / "v.tiktoken") == (RANKS, SPECIALS)
+
+
+def test_a_service_reads_them_in_prompts(tokenizer):
+    model = ServedModel("m", tokenizer, 16, "", 0)
+    assert parse_tokenize({"prompt": "ab <to-fr>"}, model) == [256, ord(" "), 258]
+    (request,) = parse_completions({"prompt": "ab <to-fr>"}, model, 1).requests
+    assert request.prompt_ids == (256, ord(" "), 258)
 
 
 def test_ids_with_a_gap_are_refused(tmp_path):

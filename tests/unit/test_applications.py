@@ -1,0 +1,34 @@
+"""Promises of benchmarks.applications: what is held out stays out, and what the tables count."""
+
+from benchmarks.applications.complete_code import parses, scores
+from benchmarks.applications.finetuned import split_by_hash, table
+from benchmarks.applications.summarize import lead
+
+
+def test_each_source_is_kept_once_with_its_first_target_on_one_side_whatever_the_order():
+    pairs = [(f"source {number % 50}", f"target {number}") for number in range(100)]
+    taught, held_out = split_by_hash(pairs, 0.2)
+    assert dict(taught + held_out) == dict(reversed(pairs))
+    assert len(taught + held_out) == 50
+    assert 3 <= len(held_out) <= 20
+    assert split_by_hash(sorted(dict(reversed(pairs)).items()), 0.2) == (taught, held_out)
+    assert set(split_by_hash(pairs[:30], 0.2)[1]) <= set(held_out)
+
+
+def test_code_counts_as_parsing_when_there_is_some():
+    assert [parses(text) for text in ("def f(x):\n    return x", "", "def f(", "# nothing")] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert scores(["x = 1", "y ="], [("a", "x = 1"), ("b", "y = 2")]) == ["50.0%", "50.0%"]
+
+
+def test_the_lead_is_the_first_sentence():
+    assert lead("One thing. Another.") == "One thing."
+    assert lead("no end") == "no end"
+
+
+def test_tables_are_markdown():
+    assert table(["a", "b"], [["1", 2]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
