@@ -110,6 +110,7 @@ def test_held_out_loss_falls_and_the_best_checkpoint_is_named(settings):
     described = [checkpoint.read_description(path) for path in checkpoint.list_paths(settings().output)]
     losses = {found.step: found.metrics.get("validation_loss") for found in described}
     assert done.validation_loss == min(loss for loss in losses.values() if loss is not None) == losses[done.step]
+    assert done.validation_loss is not None
     assert done.validation_loss < 5
 
 
@@ -118,6 +119,7 @@ def test_training_ends_when_the_held_out_loss_has_not_fallen_for_as_long_as_pati
     done = finetune_here(settings(**hopeless))
     assert done.num_steps == done.step + 4 < 40
     last = checkpoint.load_newest(settings().output)
+    assert last is not None
     assert last.description.metrics["evaluations_since_best"] == 2
     assert finetuning.finished(settings(**hopeless), finetuning.resolve(settings(**hopeless))) == done
 

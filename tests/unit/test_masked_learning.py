@@ -59,7 +59,7 @@ def test_the_gradient_is_that_of_one_mean_over_the_whole_batch():
     ids = torch.where(windows < 0, ~windows, windows)
     scores = F.linear(model.hidden(ids[:, :-1]), model.wte.weight)
     F.cross_entropy(scores.flatten(0, 1), windows[:, 1:].clamp(min=-1).flatten(), ignore_index=-1).backward()
-    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm().item()
     assert learner.take_step(batches, 1.0).grad_norm == pytest.approx(norm, rel=1e-5)
 
 
