@@ -87,6 +87,7 @@ def test_a_change_of_workers_in_mid_run_changes_no_bit(cluster: Cluster, corpus:
     assert losses[0] == losses[1]
 
 
+@pytest.mark.timeout(300)
 def test_a_fully_sharded_run_on_two_workers_has_the_losses_of_a_replicated_one(
     cluster: Cluster, corpus: Path, tmp_path: Path
 ) -> None:
