@@ -1,6 +1,6 @@
 """A description to a function, by examples in the prompt and by fine-tuning: exact matches and what parses.
 
-    python -m benchmarks.applications.complete_code [--checkpoint runs/quickstart/model] [--steps 300]
+    python -m benchmarks.applications.complete_code [--checkpoint runs/quickstart/model] [--steps 600]
 
 The examples are small functions of the standard library: the first line of the documentation string, and the function
 without it. The checkpoint, which has read the library, is asked with 0, 1 and 4 examples before the question; beside
@@ -25,7 +25,7 @@ _NEW_TOKENS = 20
 
 def main() -> None:
     """Ask with k examples, fine-tune, ask again, and print the table."""
-    bench = bench_of(__doc__, default_steps=300)
+    bench = bench_of(__doc__, default_steps=600)
     taught, held_out = split_by_hash(list(pairs()), 0.15)
     held_out = held_out[:_NUM_HELD_OUT]
     print(f"{len(taught)} functions to learn, {len(held_out)} held out", flush=True)

@@ -95,7 +95,7 @@ class Bench:
             "checkpoint": start,
             "examples": [str(examples)],
             "output": str(self.folder / name),
-            "recipe": {"learning_rate": 1e-3, "beta2": 0.99, "warmup_tokens": 20_000},
+            "recipe": {"learning_rate": 3e-3, "beta2": 0.99, "warmup_tokens": 20_000},
             "dropout": 0.1,
             **settings,
             "train": train_settings | settings.pop("train", {}),  # pyright: ignore[reportOperatorIssue]

@@ -1,7 +1,7 @@
 """English to French, from message catalogues and names: a table of BLEU on held-out strings.
 
     pip install django babel sacrebleu
-    python -m benchmarks.applications.translate [--checkpoint runs/quickstart/model] [--steps 600]
+    python -m benchmarks.applications.translate [--checkpoint runs/quickstart/model] [--steps 1500]
 
 The pairs are Django's own French messages and the names of languages, countries, scripts, currencies and variants
 that Babel carries from CLDR, each English string once; a tenth, by a hash, is held out. Copying the source is the
@@ -24,7 +24,7 @@ def main() -> None:
     """Fine-tune from scratch and from the checkpoint and print the table."""
     import sacrebleu
 
-    bench = bench_of(__doc__, default_steps=600)
+    bench = bench_of(__doc__, default_steps=1500)
     taught, held_out = split_by_hash([*catalogue_pairs(), *name_pairs()], 0.1)
     sources, references = [source for source, _ in held_out], [target for _, target in held_out]
     print(f"{len(taught)} pairs to learn, {len(held_out)} held out", flush=True)
