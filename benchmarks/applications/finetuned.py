@@ -44,7 +44,7 @@ EXCLUDED = (
     "**/dist-packages/**",
     "**/lib2to3/**",
 )
-SHAPE = ModelShape(n_layer=4, n_head=4, n_embd=128, num_positions=128, vocabulary_size=4096)
+SHAPE = ModelShape(n_layer=4, n_head=4, n_embd=128, num_positions=256, vocabulary_size=4096)
 """The blocks of jobs/configs/quickstart.yaml over a small vocabulary: most of its time goes into 50,257 logits."""
 _VOCABULARY_BYTES = 2_000_000
 
@@ -111,7 +111,7 @@ class Bench:
     def complete(
         self, path: str | Path, prompts: Sequence[str], max_tokens: int, stop: tuple[str, ...] = ()
     ) -> list[str]:
-        """Return a checkpoint's greedy completions."""
+        """Return a checkpoint's greedy completions; ValueError where a prompt does not fit into its context."""
         torch.set_num_threads(self.threads)
         loaded = checkpoint.load(path)
         tokenizer = load_tokenizer(loaded.tokenizer["name"])
@@ -123,8 +123,15 @@ class Bench:
         ]
         done = sorted(engine.run(requests), key=lambda completion: int(completion.request_id))
         if refused := next((completion.error for completion in done if completion.error), None):
-            raise SystemExit(f"a prompt was refused: {refused}")
+            raise ValueError(refused)
         return [completion.text.strip() for completion in done]
+
+    def fits(self, path: str | Path, prompts: Sequence[str], max_tokens: int) -> list[bool]:
+        """Return which prompts leave room for a completion in the checkpoint's context."""
+        loaded = checkpoint.load(path)
+        tokenizer = load_tokenizer(loaded.tokenizer["name"])
+        room_tokens = loaded.shape.num_positions - max_tokens
+        return [len(tokenizer.encode_prompt(prompt)) <= room_tokens for prompt in prompts]
 
     def _plan(self, corpus: str, output: Path, num_steps: int) -> TrainingPlan:
         return TrainingPlan(
@@ -132,9 +139,9 @@ class Bench:
             output=str(output),
             shape=SHAPE,
             num_steps=num_steps,
-            window_tokens=128,
-            batch_sequences=8,
-            micro_batch_sequences=4,
+            window_tokens=SHAPE.num_positions,
+            batch_sequences=4,
+            micro_batch_sequences=2,
             recipe=Recipe(learning_rate=3e-3, warmup_tokens=10_240, beta2=0.99),
             num_threads=self.threads,
             checkpoint_every_steps=50,

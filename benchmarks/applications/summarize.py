@@ -21,6 +21,7 @@ from gpt_core.templates import find_template
 SHARES = (0.01, 0.1, 1.0)
 _NUM_HELD_OUT = 200
 _ARTICLE_CHARACTERS = 300
+_NEW_TOKENS = 24
 _METRICS = ("rouge1", "rouge2", "rougeL")
 
 
@@ -28,9 +29,11 @@ def main() -> None:
     """Fine-tune for every share of the examples and print the table."""
     bench = bench_of(__doc__, default_steps=200)
     taught, held_out = split_by_hash(list(pairs()), 0.1)
-    held_out = held_out[:_NUM_HELD_OUT]
-    print(f"{len(taught)} examples to learn, {len(held_out)} held out", flush=True)
     pretrained = bench.pretrained()
+    prompts = [find_template("summarize").prompt(article) for article, _ in held_out]
+    fits = bench.fits(pretrained, prompts, _NEW_TOKENS)
+    held_out = [pair for pair, does_fit in zip(held_out, fits, strict=True) if does_fit][:_NUM_HELD_OUT]
+    print(f"{len(taught)} examples to learn, {len(held_out)} held out", flush=True)
     starts = {"from scratch": bench.untrained(), "from the checkpoint": pretrained}
     rows = [["lead", "", *rouge([lead(article) for article, _ in held_out], held_out), ""]]
     prompts = [find_template("summarize").prompt(article) for article, _ in held_out]
@@ -44,7 +47,7 @@ def main() -> None:
                 f"{name}-{share}".replace(" ", "-"), start, part,
                 task="summarize", validation_fraction=0.1, train=settings,
             )  # fmt: skip
-            texts = bench.complete(done.checkpoint, prompts, 24, stop=("\n",))
+            texts = bench.complete(done.checkpoint, prompts, _NEW_TOKENS, stop=("\n",))
             told = f"{done.validation_loss:.2f} after {done.step} steps, {time.monotonic() - started:.0f} s"
             rows.append([name, f"{share:.0%} ({len(part)})", *rouge(texts, held_out), told])
             print(rows[-1], flush=True)
