@@ -25,7 +25,7 @@ _NEW_TOKENS = 24
 
 def main() -> None:
     """Ask with k examples, fine-tune, ask again, and print the table."""
-    bench = bench_of(__doc__, default_steps=600)
+    bench = bench_of(__doc__, default_steps=600, default_rate=1e-3)
     taught, held_out = split_by_hash(list(pairs()), 0.15)
     held_out = held_out[:_NUM_HELD_OUT]
     print(f"{len(taught)} functions to learn, {len(held_out)} held out", flush=True)

@@ -58,6 +58,7 @@ class Bench:
     pretrain_steps: int
     steps: int
     threads: int
+    learning_rate: float
 
     def pretrained(self) -> str:
         """Return the given checkpoint, or one trained here on the standard library, its vocabulary learnt from it."""
@@ -95,7 +96,7 @@ class Bench:
             "checkpoint": start,
             "examples": [str(examples)],
             "output": str(self.folder / name),
-            "recipe": {"learning_rate": 3e-3, "beta2": 0.99, "warmup_tokens": 20_000},
+            "recipe": {"learning_rate": self.learning_rate, "beta2": 0.99, "warmup_tokens": 20_000},
             "dropout": 0.1,
             **settings,
             "train": train_settings | settings.pop("train", {}),  # pyright: ignore[reportOperatorIssue]
@@ -149,18 +150,21 @@ class Bench:
         )
 
 
-def bench_of(description: str | None, default_steps: int) -> Bench:
+def bench_of(description: str | None, default_steps: int, default_rate: float) -> Bench:
     """Return the benchmark that the command line asks for."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="begin with this one, such as runs/quickstart/model")
     parser.add_argument("--pretrain-steps", type=int, default=1000, help="steps of a checkpoint made here otherwise")
     parser.add_argument("--steps", type=int, default=default_steps, help="steps of fine-tuning at most")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--learning-rate", type=float, default=default_rate)
     parser.add_argument("--folder", type=Path, help="where to work; by default a new temporary folder")
     given = parser.parse_args()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="herd-application-"))
     folder.mkdir(parents=True, exist_ok=True)
-    return Bench(folder.absolute(), given.checkpoint, given.pretrain_steps, given.steps, given.threads)
+    return Bench(
+        folder.absolute(), given.checkpoint, given.pretrain_steps, given.steps, given.threads, given.learning_rate
+    )
 
 
 def split_by_hash(pairs: Sequence[Pair], held_out_share: float) -> tuple[list[Pair], list[Pair]]:

@@ -27,7 +27,7 @@ _METRICS = ("rouge1", "rouge2", "rougeL")
 
 def main() -> None:
     """Fine-tune for every share of the examples and print the table."""
-    bench = bench_of(__doc__, default_steps=200)
+    bench = bench_of(__doc__, default_steps=200, default_rate=1e-3)
     taught, held_out = split_by_hash(list(pairs()), 0.1)
     pretrained = bench.pretrained()
     prompts = [find_template("summarize").prompt(article) for article, _ in held_out]

@@ -24,7 +24,7 @@ def main() -> None:
     """Fine-tune from scratch and from the checkpoint and print the table."""
     import sacrebleu
 
-    bench = bench_of(__doc__, default_steps=1500)
+    bench = bench_of(__doc__, default_steps=1500, default_rate=3e-3)
     taught, held_out = split_by_hash([*catalogue_pairs(), *name_pairs()], 0.1)
     sources, references = [source for source, _ in held_out], [target for _, target in held_out]
     print(f"{len(taught)} pairs to learn, {len(held_out)} held out", flush=True)
