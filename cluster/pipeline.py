@@ -1,12 +1,18 @@
 """`herd pipeline`: tokenize, pretrain, evaluate and generate, each stage fed by the one before."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from cluster import evaluating, generating, tokenizing, training
-from cluster.stages import done_already, stages_of
+from cluster.stages import Stage, done_already, stages_of
 from gpt_core.settings import PipelineJob
 
-_STAGES = {"tokenize": tokenizing, "pretrain": training, "evaluate": evaluating, "generate": generating}
+_STAGES: dict[str, Stage[Any, Any, Any]] = {
+    "tokenize": tokenizing,
+    "pretrain": training,
+    "evaluate": evaluating,
+    "generate": generating,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,9 +60,11 @@ class Stages:
 
     def run(self, name: str, stage: Stage[S_contra, I, R_co], settings: S_contra) -> R_co:
         """Return what the stage made, now or before; its records go to a child of the job's run."""
-        inputs, done = (None, self._done[name]) if name in self._done else _looked_up(name, stage, settings)
+        self.seconds[name] = None
+        if name in self._done:
+            return self._done[name]
+        inputs, done = _looked_up(name, stage, settings)
         if done is not None:
-            self.seconds[name] = None
             return done
         with self._run.child(name) as child:
             child.log_settings(_plain(settings))

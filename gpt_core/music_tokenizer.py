@@ -22,14 +22,14 @@ class MusicTokenizer:
     vocabulary_size = NUM_EVENTS + 1
     specials: tuple[str, ...] = ()
     digest = hashlib.sha256(f"{' '.join(WORDS)} {END_OF_TEXT}\n".encode()).hexdigest()
-    dtype: type[np.uint16] = np.uint16
+    dtype: type[np.uint16] | type[np.uint32] = np.uint16
 
     def encode_many(self, texts: Sequence[str]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
         """Return all texts' ids in one flat array and the n + 1 offsets between them; no end of text."""
         pieces = [self.encode(text) for text in texts]
         offsets = np.zeros(len(pieces) + 1, np.int64)
         np.cumsum([len(piece) for piece in pieces], out=offsets[1:])
-        return np.concatenate([np.empty(0, self.dtype), *pieces]), offsets
+        return np.concatenate([np.empty(0, np.uint16), *pieces]), offsets
 
     def encode(self, text: str) -> NDArray[np.uint16]:
         """Return the events that a text's words name.
@@ -39,7 +39,7 @@ class MusicTokenizer:
         """
         words = text.split()
         try:
-            return np.array([_IDS[word] for word in words], self.dtype)
+            return np.array([_IDS[word] for word in words], np.uint16)
         except KeyError as error:
             expected = "events such as v16 (velocity), on60, off60 (pitch) and t100 (steps of 10 ms)"
             raise SettingsError("music", f"the word {error.args[0]!r:.60}", expected, "correct it") from None

@@ -32,7 +32,7 @@ class EvaluateStage(EvaluateSettings):
 
     checkpoint: Place = ""
     """Checkpoint or run to measure; by default the pretrained one."""
-    corpus: Place = ""
+    corpus: Place | None = ""
     """Corpus to measure on; by default the tokenized one."""
     output: Place = ""
     """Folder for the results; by default OUTPUT/evaluation."""

@@ -77,7 +77,7 @@ def test_the_gpu_benchmark_states_its_mfu_by_the_formula_it_names(monkeypatch):
 def test_the_gpu_benchmarks_peer_learns_on_a_cpu_too(capsys):
     pytest.importorskip("transformers", reason="pip install transformers (a dev dependency)")
     words = "--device cpu --shape 1 2 16 8 50 --sequences 2 --accumulate 2 --rounds 1 --contestants hf ours-eager"
-    gpu_train.main(words.split())
+    gpu_train.main([*words.split()])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["hf", "ours-eager"]
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def run_folder(tmp_path):
 
 def test_a_finished_run_records_what_was_expected_beside_what_it_reached(run_folder, capsys):
     plan, folder, checkpoint = run_folder
-    book = Book()
+    book: Any = Book()
     record_comparison(book, plan, folder / "metrics.jsonl", checkpoint)
     written = json.loads((folder / EXPECTED).read_text())
     assert book.metrics[3]["expected/tokens_per_second"] == written["tokens_per_second"]
@@ -123,6 +124,6 @@ def test_a_run_without_an_expectation_or_a_journal_records_nothing(run_folder):
     plan, folder, checkpoint = run_folder
     assert actual_figures(folder / "gone.jsonl", checkpoint, 2) is None
     (folder / EXPECTED).write_text("{")
-    book = Book()
+    book: Any = Book()
     record_comparison(book, plan, folder / "metrics.jsonl", checkpoint)
     assert (book.metrics, book.tables, book.tags) == ({}, {}, {})
