@@ -54,5 +54,5 @@ $(READY): pyproject.toml constraints.txt | $(BIN)/pip
 
 $(READY_DEV): $(READY)
 	@echo "adding the tools of the checks and tests to $(VENV)"
-	@$(INSTALL) -e '.[fast,dev]'
+	@$(INSTALL) -e '.[fast,music,applications,dev]'
 	@touch $@

@@ -83,10 +83,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def _write_inputs(arguments: argparse.Namespace, folder: Path) -> None:
-    from gpt_core import checkpoint
-    from gpt_core.checkpoint import Description
-    from gpt_core.model import GPT
-    from gpt_core.presets import PRESETS
+    from gpt_core.model.gpt import GPT
+    from gpt_core.model.presets import PRESETS
+    from gpt_core.training import checkpoint
+    from gpt_core.training.checkpoint import Description
 
     shape = PRESETS[arguments.preset].shape
     shape = replace(shape, n_layer=arguments.layers or shape.n_layer)
@@ -118,9 +118,9 @@ def _settings(arguments: argparse.Namespace, folder: Path, output: str) -> Any:
 def _engine(arguments: argparse.Namespace, folder: Path) -> Any:
     import torch
 
-    from gpt_core import checkpoint
-    from gpt_core.engine import Engine, EngineOptions
-    from gpt_core.tokenizer import load_tokenizer
+    from gpt_core.generation.engine import Engine, EngineOptions
+    from gpt_core.tokens.tokenizer import load_tokenizer
+    from gpt_core.training import checkpoint
 
     torch.set_num_threads(1)
     loaded = checkpoint.load(folder / "model")
@@ -131,8 +131,8 @@ def _engine(arguments: argparse.Namespace, folder: Path) -> Any:
 def _run_bare(engine: Any, settings: Any) -> tuple[list[str], float]:
     """Return the texts and the tokens a second of ``Engine.run``."""
     from cluster.generating import resolve, sampling_of
-    from gpt_core.generation import GenerationRequest
-    from gpt_core.prompts import read_range
+    from gpt_core.generation.prompts import read_range
+    from gpt_core.generation.request import GenerationRequest
 
     scan, sampling = resolve(settings).scan, sampling_of(settings.sampling)
     prompts = [prompt for cut in scan.ranges for prompt in read_range(scan.files, cut, sampling)]

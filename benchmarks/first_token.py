@@ -43,8 +43,8 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
     """Ask the engine and the service in turn and print what serving adds."""
     from benchmarks.generate import write_models
-    from cluster.http_guard import Access
-    from cluster.service import resolve, running
+    from cluster.serving.http_guard import Access
+    from cluster.serving.service import resolve, running
     from cluster.session import connect
     from gpt_core.settings import ClusterSettings, EngineSettings, ServeSettings
 
@@ -73,10 +73,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
 def _bare(folder: Path, settings: Any) -> Callable[[list[int]], float]:
     import torch
 
-    from gpt_core import checkpoint
-    from gpt_core.engine import Engine, EngineOptions
-    from gpt_core.generation import GenerationRequest, Sampling
-    from gpt_core.tokenizer import load_tokenizer
+    from gpt_core.generation.engine import Engine, EngineOptions
+    from gpt_core.generation.request import GenerationRequest, Sampling
+    from gpt_core.tokens.tokenizer import load_tokenizer
+    from gpt_core.training import checkpoint
 
     torch.set_num_threads(1)
     loaded = checkpoint.load(folder / "run")

@@ -92,11 +92,11 @@ def main() -> None:
 
 def write_models(preset: str, folder: Path, layers: int | None = None) -> int:
     """Write a random model as our run folder and in the Hugging Face layout; return its vocabulary's size."""
-    from gpt_core import checkpoint
-    from gpt_core.checkpoint import Description
-    from gpt_core.huggingface import export_model
-    from gpt_core.model import GPT
-    from gpt_core.presets import PRESETS
+    from gpt_core.exchange.huggingface import export_model
+    from gpt_core.model.gpt import GPT
+    from gpt_core.model.presets import PRESETS
+    from gpt_core.training import checkpoint
+    from gpt_core.training.checkpoint import Description
 
     shape = PRESETS[preset].shape
     shape = replace(shape, n_layer=layers or shape.n_layer)

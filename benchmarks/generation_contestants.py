@@ -39,10 +39,10 @@ def ours(precision: str, folder: str, slots: int) -> tuple[Run, str]:
     """Return a run of the engine, invariance on, and the shapes its self-check left."""
     import torch
 
-    from gpt_core import checkpoint
-    from gpt_core.engine import Engine, EngineOptions
-    from gpt_core.generation import GenerationRequest, Sampling
-    from gpt_core.tokenizer import load_tokenizer
+    from gpt_core.generation.engine import Engine, EngineOptions
+    from gpt_core.generation.request import GenerationRequest, Sampling
+    from gpt_core.tokens.tokenizer import load_tokenizer
+    from gpt_core.training import checkpoint
 
     torch.set_num_threads(1)
     loaded = checkpoint.load(f"{folder}/run")

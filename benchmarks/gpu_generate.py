@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from gpt_core.engine import Engine, EngineOptions
-from gpt_core.generation import GenerationRequest, Sampling
-from gpt_core.model import GPT
-from gpt_core.presets import PRESETS, ModelShape
+from gpt_core.generation.engine import Engine, EngineOptions
+from gpt_core.generation.request import GenerationRequest, Sampling
+from gpt_core.model.gpt import GPT
+from gpt_core.model.presets import PRESETS, ModelShape
 
 PROMPT_TOKENS, TOP_K = 32, 40
 VOCABULARY_SIZE = 50257

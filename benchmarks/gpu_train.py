@@ -18,11 +18,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from gpt_core.learner import Learner
-from gpt_core.precision import peak_flops
-from gpt_core.presets import PRESETS, ModelShape
-from gpt_core.schedule import Recipe
-from gpt_core.step import Compute
+from gpt_core.model.precision import peak_flops
+from gpt_core.model.presets import PRESETS, ModelShape
+from gpt_core.training.learner import Learner
+from gpt_core.training.schedule import Recipe
+from gpt_core.training.step import Compute
 
 WARM_UP_STEPS = 3  # they compile
 STEPS_A_TURN = 3

@@ -14,9 +14,9 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpt_core import manifest
-from gpt_core.manifest import FileEntry, ManifestContents, ShardEntry, TokenizerEntry
-from gpt_core.shards import BATCH_TOKENS, ShardStats
+from gpt_core.corpus import manifest
+from gpt_core.corpus.manifest import FileEntry, ManifestContents, ShardEntry, TokenizerEntry
+from gpt_core.corpus.shards import BATCH_TOKENS, ShardStats
 
 NUM_SHARDS = 150_000
 SHARD_TOKENS = 100_000_000
@@ -34,7 +34,7 @@ LIMIT_BYTES = 100_000_000
 CHILD = """
 import json, sys, time
 from pathlib import Path
-from gpt_core.corpus import Corpus
+from gpt_core.corpus.corpus import Corpus
 
 def peak_bytes():
     # Not ru_maxrss, which a child takes over from the process that started it.

@@ -16,17 +16,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from gpt_core import manifest
-from gpt_core.manifest import ManifestContents, ShardEntry, TokenizerEntry
-from gpt_core.presets import ModelShape
-from gpt_core.schedule import Recipe
-from gpt_core.shard_plan import plan_shards
-from gpt_core.shards import ShardStats
-from gpt_core.source_files import SourceSpec, list_files
-from gpt_core.tokenize_shard import ShardTokenizer, TokenizeOptions
-from gpt_core.tokenizer import load_tokenizer
-from gpt_core.training import train
-from gpt_core.training_plan import TrainingPlan
+from gpt_core.corpus import manifest
+from gpt_core.corpus.manifest import ManifestContents, ShardEntry, TokenizerEntry
+from gpt_core.corpus.shards import ShardStats
+from gpt_core.corpus.tokenize_shard import ShardTokenizer, TokenizeOptions
+from gpt_core.documents.shard_plan import plan_shards
+from gpt_core.documents.source_files import SourceSpec, list_files
+from gpt_core.model.presets import ModelShape
+from gpt_core.tokens.tokenizer import load_tokenizer
+from gpt_core.training.loop import train
+from gpt_core.training.schedule import Recipe
+from gpt_core.training.training_plan import TrainingPlan
 
 TARGET = 1.88
 BATCH, CONTEXT = 12, 64

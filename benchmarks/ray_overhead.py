@@ -23,16 +23,16 @@ from benchmarks.quality import write_corpus
 from cluster import training
 from cluster.cpu_allocator import GLIBC_TUNABLES
 from cluster.fitting import Fitting
-from cluster.journal import read_all
+from cluster.recording.journal import read_all
 from cluster.session import connect
-from gpt_core.local_ranks import run_on_ranks
-from gpt_core.observer import Silence
-from gpt_core.presets import ModelShape
-from gpt_core.reduction import Ranks
-from gpt_core.schedule import Recipe
+from gpt_core.model.presets import ModelShape
 from gpt_core.settings import ClusterSettings
-from gpt_core.training import train
-from gpt_core.training_plan import TrainingPlan
+from gpt_core.training.local_ranks import run_on_ranks
+from gpt_core.training.loop import train
+from gpt_core.training.observer import Silence
+from gpt_core.training.reduction import Ranks
+from gpt_core.training.schedule import Recipe
+from gpt_core.training.training_plan import TrainingPlan
 
 TEXT_BYTES = 2_000_000
 # The recipe for tinyshakespeare, and the model of the quickstart with bytes for tokens.

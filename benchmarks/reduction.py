@@ -16,12 +16,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from gpt_core.learner import Learner
-from gpt_core.local_ranks import run_on_ranks
-from gpt_core.presets import ModelShape
-from gpt_core.reduction import Ranks, sum_over_ranks
-from gpt_core.schedule import Recipe
-from gpt_core.step import Compute
+from gpt_core.model.presets import ModelShape
+from gpt_core.training.learner import Learner
+from gpt_core.training.local_ranks import run_on_ranks
+from gpt_core.training.reduction import Ranks, sum_over_ranks
+from gpt_core.training.schedule import Recipe
+from gpt_core.training.step import Compute
 
 GPT2 = ModelShape(12, 12, 768, 1024, 50257)
 QUICKSTART = ModelShape(4, 4, 128, 128, 50257)

@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.shard_job import shares
-from gpt_core.input_changes import gather, read_times, times_of, write_times
+from gpt_core.documents.input_changes import gather, read_times, times_of, write_times
+from gpt_core.documents.shard_plan import plan_shards
+from gpt_core.documents.source_files import SourceFile
 from gpt_core.ledger import FOLDER, Ledger
-from gpt_core.shard_plan import plan_shards
-from gpt_core.source_files import SourceFile
 
 _SHARD_BYTES = 64 << 20
 _FILES = 1000

@@ -35,10 +35,10 @@ import zstandard
 
 from cluster import tokenizing
 from cluster.session import connect
+from gpt_core.corpus.tokenize_shard import ShardTokenizer, TokenizeOptions
+from gpt_core.documents.shard_plan import ShardPlan
 from gpt_core.settings import ClusterSettings, TokenizeSettings
-from gpt_core.shard_plan import ShardPlan
-from gpt_core.tokenize_shard import ShardTokenizer, TokenizeOptions
-from gpt_core.tokenizer import load_tokenizer
+from gpt_core.tokens.tokenizer import load_tokenizer
 
 _SUFFIXES = {".py", ".pyi", ".h", ".hpp", ".md", ".rst", ".txt", ".js"}
 _SLICE_BYTES = 16 << 20
@@ -128,7 +128,7 @@ def measure_raw(backend: str, files: Sequence[str]) -> dict[str, float]:
 def _encoder(backend: str) -> Callable[[list[str]], int]:
     """Return what encodes some texts and counts their tokens."""
     if backend == "hf":
-        from gpt_core.huggingface import write_tokenizer
+        from gpt_core.exchange.huggingface import write_tokenizer
 
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         from tokenizers import ByteLevelBPETokenizer
@@ -231,7 +231,7 @@ def measure_datatrove(python: str, files: Sequence[str]) -> dict[str, float]:
     """Run datatrove's reader and DocumentTokenizer in its own environment, one task."""
     from transformers import AutoTokenizer
 
-    from gpt_core.huggingface import write_tokenizer
+    from gpt_core.exchange.huggingface import write_tokenizer
 
     with tempfile.TemporaryDirectory(dir=Path(files[0]).parent.parent) as folder:
         vocabulary, source = Path(folder, "vocabulary"), Path(folder, "in")

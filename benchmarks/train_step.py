@@ -179,7 +179,7 @@ def our_dtype():  # noqa: ANN201 - torch is imported late
     """Return the dtype training takes on this processor."""
     import torch
 
-    from gpt_core.precision import choose_dtype
+    from gpt_core.model.precision import choose_dtype
 
     return choose_dtype("auto", torch.device("cpu"))
 
@@ -188,9 +188,9 @@ def make_ours(case: Case, kind: str) -> Step:
     """Return a step of the Learner."""
     import numpy as np
 
-    from gpt_core.learner import Compute, Learner
-    from gpt_core.presets import ModelShape
-    from gpt_core.schedule import Recipe
+    from gpt_core.model.presets import ModelShape
+    from gpt_core.training.learner import Compute, Learner
+    from gpt_core.training.schedule import Recipe
 
     shape = ModelShape(case.layers, case.heads, case.width, case.window, case.vocabulary)
     learner = Learner(shape, Recipe(), 0, Compute(dtype=our_dtype(), compiled=kind == "ours-compiled")).initialise()

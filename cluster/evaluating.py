@@ -7,24 +7,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.record_book import Run
+from cluster.recording.record_book import Run
 from cluster.session import Cluster
 from cluster.shard_job import ShardJob, run_shard_job
 from cluster.stages import made_already
-from gpt_core import checkpoint, manifest, sealed_json
-from gpt_core.checkpoint import Checkpoint
-from gpt_core.corpus import Corpus
+from gpt_core import sealed_json
+from gpt_core.corpus import manifest
+from gpt_core.corpus.corpus import Corpus
 from gpt_core.digests import canonical_json, sha256_hex
+from gpt_core.documents.source_files import SourceFile
 from gpt_core.errors import CheckpointError, CorpusError
-from gpt_core.evaluation import CorpusPart, EvaluationWorker, Measured, WindowRange, plan_windows, summed
+from gpt_core.evaluation.evaluation import CorpusPart, EvaluationWorker, Measured, WindowRange, plan_windows, summed
+from gpt_core.evaluation.task_items import Wording
+from gpt_core.evaluation.task_plan import Cut, Task, TaskPlan, list_task_files, plan_task, settings_of, sliding_of
+from gpt_core.evaluation.task_scorer import Tasks, added, metrics_of
 from gpt_core.ledger import Row
 from gpt_core.settings import EvaluateSettings, TaskSettings
-from gpt_core.source_files import SourceFile
 from gpt_core.storage import Storage
-from gpt_core.task_items import Wording
-from gpt_core.task_plan import Cut, Task, TaskPlan, list_task_files, plan_task, settings_of, sliding_of
-from gpt_core.task_scorer import Tasks, added, metrics_of
-from gpt_core.tokenizer import load_tokenizer
+from gpt_core.tokens.tokenizer import load_tokenizer
+from gpt_core.training import checkpoint
+from gpt_core.training.checkpoint import Checkpoint
 
 RESULT = "evaluation.json"
 REJECTS = "rejects.jsonl"
@@ -44,7 +46,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """A task's metrics, as ``gpt_core.task_scorer.metrics_of`` names them."""
+    """A task's metrics, as ``gpt_core.evaluation.task_scorer.metrics_of`` names them."""
 
     name: str
     kind: str

@@ -11,28 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from cluster import training
-from cluster.record_book import Run
+from cluster.recording.record_book import Run
 from cluster.registering import is_registered, register
 from cluster.session import Cluster
 from cluster.shard_job import ShardJob, run_shard_job
-from gpt_core import checkpoint, manifest
-from gpt_core.checkpoint import Checkpoint
-from gpt_core.early_stopping import VALIDATION_LOSS
+from gpt_core.corpus import manifest
+from gpt_core.corpus.manifest import FileEntry, Manifest, ManifestContents, ShardEntry, TokenizerEntry
+from gpt_core.corpus.shards import ShardStats
+from gpt_core.documents.shard_plan import ShardPlans, plan_shards
 from gpt_core.errors import CheckpointError, CorpusError, SettingsError, StaleOutputError
-from gpt_core.examples import Fields, digest_of, list_example_files
+from gpt_core.finetuning.examples import Fields, digest_of, list_example_files
+from gpt_core.finetuning.supervised_corpus import PACKED
+from gpt_core.finetuning.templates import Template, find_template
+from gpt_core.finetuning.tokenize_examples import ExampleOptions, ExampleTokenizer
 from gpt_core.ledger import Ledger, Row
-from gpt_core.manifest import FileEntry, Manifest, ManifestContents, ShardEntry, TokenizerEntry
 from gpt_core.settings import FinetuneSettings
-from gpt_core.shard_plan import ShardPlans, plan_shards
-from gpt_core.shards import ShardStats
 from gpt_core.storage import Storage
-from gpt_core.supervised_corpus import PACKED
-from gpt_core.templates import Template, find_template
-from gpt_core.tokenize_examples import ExampleOptions, ExampleTokenizer
-from gpt_core.tokenizer import GrownVocabulary, load_tokenizer
-from gpt_core.train_tokenizer import write_ranks
-from gpt_core.training_plan import TrainingPlan
-from gpt_core.vocabulary import VOCABULARY
+from gpt_core.tokens.tokenizer import GrownVocabulary, load_tokenizer
+from gpt_core.tokens.train_tokenizer import write_ranks
+from gpt_core.tokens.vocabulary import VOCABULARY
+from gpt_core.training import checkpoint
+from gpt_core.training.checkpoint import Checkpoint
+from gpt_core.training.early_stopping import VALIDATION_LOSS
+from gpt_core.training.training_plan import TrainingPlan
 
 EXAMPLES = "examples"
 

@@ -19,9 +19,9 @@ from cluster.capacity import Worker, draining_nodes, num_fitting
 from cluster.cpu_allocator import GLIBC_TUNABLES
 from cluster.progress import say
 from cluster.session import cause_of, is_mistake_in_code, own_error_in, quiet_libraries
-from gpt_core import checkpoint
 from gpt_core.errors import ResourceError
-from gpt_core.training_plan import TrainingPlan
+from gpt_core.training import checkpoint
+from gpt_core.training.training_plan import TrainingPlan
 
 STOP = ".stop"
 _RAY_FOLDER = ".ray"

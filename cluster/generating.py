@@ -14,27 +14,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.http_guard import API_KEY
 from cluster.performances import PICTURE, write_performances
 from cluster.prompt_completer import Completing, PromptCompleter
-from cluster.record_book import Run
-from cluster.service_client import Service
-from cluster.serving import handles_only
+from cluster.recording.record_book import Run
+from cluster.serving.deployment import handles_only
+from cluster.serving.http_guard import API_KEY
+from cluster.serving.service_client import Service
 from cluster.session import Cluster
 from cluster.shard_job import ShardJob, run_shard_job
 from cluster.stages import made_already
-from gpt_core import checkpoint, sealed_json
+from gpt_core import sealed_json
 from gpt_core.digests import sha256_hex
 from gpt_core.errors import CorpusError
-from gpt_core.generation import Sampling
+from gpt_core.generation.prompt_files import list_prompt_files
+from gpt_core.generation.prompts import PromptScan, scan_prompts
+from gpt_core.generation.request import Sampling
 from gpt_core.ledger import Row
-from gpt_core.midi import require_symusic
-from gpt_core.music_tokenizer import MusicTokenizer
-from gpt_core.prompt_files import list_prompt_files
-from gpt_core.prompts import PromptScan, scan_prompts
 from gpt_core.settings import GenerateSettings, SamplingSettings
 from gpt_core.sole_writer import sole_writer
 from gpt_core.storage import Storage
+from gpt_core.tokens.midi import require_symusic
+from gpt_core.tokens.music_tokenizer import MusicTokenizer
+from gpt_core.training import checkpoint
 
 MANIFEST = "manifest.json"
 MUSIC = MusicTokenizer.name

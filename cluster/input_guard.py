@@ -1,6 +1,7 @@
 """Keeps one corpus from being made of two versions of its input, or taken for that of another.
 
-The cheap sign is a file's time of change; where it differs, contents are compared (``gpt_core.input_changes``).
+The cheap sign is a file's time of change; where it differs, contents are compared
+(``gpt_core.documents.input_changes``).
 """
 
 import contextlib
@@ -10,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from cluster.progress import say
-from gpt_core.errors import CorpusError, StaleOutputError
-from gpt_core.input_changes import (
+from gpt_core.corpus.manifest import Manifest
+from gpt_core.documents.input_changes import (
     InputFacts,
     edited_since,
     edited_since_made,
@@ -20,10 +21,10 @@ from gpt_core.input_changes import (
     times_of,
     write_times,
 )
+from gpt_core.documents.shard_plan import ShardPlans
+from gpt_core.documents.source_files import SourceFile
+from gpt_core.errors import CorpusError, StaleOutputError
 from gpt_core.ledger import FOLDER, Ledger
-from gpt_core.manifest import Manifest
-from gpt_core.shard_plan import ShardPlans
-from gpt_core.source_files import SourceFile
 from gpt_core.storage import Storage
 
 _TIMES = ".times"

@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.piano_roll import draw_rolls
-from gpt_core.midi import write_midi
-from gpt_core.music import Note, notes_of
-from gpt_core.music_tokenizer import MusicTokenizer
 from gpt_core.storage import Storage
+from gpt_core.tokens.midi import write_midi
+from gpt_core.tokens.music import Note, notes_of
+from gpt_core.tokens.music_tokenizer import MusicTokenizer
 
 FOLDER = "midi"
 PICTURE = "piano_roll.png"

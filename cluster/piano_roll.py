@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt_core.music import STEPS_PER_SECOND, Note
+from gpt_core.tokens.music import STEPS_PER_SECOND, Note
 
 _OCTAVE = 12
 _MOST_SECONDS = 60

@@ -14,14 +14,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.service_client import Service, ServiceCalls
+from cluster.serving.service_client import Service, ServiceCalls
 from gpt_core.digests import xxh3_128_hex
-from gpt_core.generation import Completion, GenerationRequest, Sampling
+from gpt_core.documents.source_files import SourceFile
+from gpt_core.generation.prompts import Prompt, PromptRange, RejectedPrompt, read_range
+from gpt_core.generation.request import Completion, GenerationRequest, Sampling
 from gpt_core.ledger import Row
-from gpt_core.prompts import Prompt, PromptRange, RejectedPrompt, read_range
-from gpt_core.source_files import SourceFile
 from gpt_core.storage import Storage
-from gpt_core.tokenizer import load_tokenizer
+from gpt_core.tokens.tokenizer import load_tokenizer
 
 _PROMPTS_PER_CALL = 8
 _CALL_TRIES = 5

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from cluster.progress import say
-from cluster.record_book import Run
+from cluster.recording.record_book import Run
 from cluster.stages import local_folder
 from cluster.tracking import TrackingOptions, download_registered_model, tracking_uri, write_prompt_model
-from gpt_core import checkpoint
 from gpt_core.settings import EvaluateJob, FinetuneJob, GenerateJob, InspectSettings, ServeJob, TrackingSettings
+from gpt_core.training import checkpoint
 
 SCHEME = "models:/"
 NEWEST = "newest"
@@ -24,7 +24,7 @@ def register(run: Run, register_as: str, path: Path, output: Path) -> None:
     Raises:
         CheckpointError: The Hugging Face layout cannot hold the model.
     """
-    from gpt_core.registered_model import package
+    from gpt_core.exchange.registered_model import package
 
     name, _, alias = register_as.partition("@")
     folder = output / FOLDER
@@ -51,7 +51,7 @@ def with_local_checkpoint(job: J) -> J:
     """
     if not job.checkpoint.startswith(SCHEME):
         return job
-    from gpt_core.registered_model import unpack
+    from gpt_core.exchange.registered_model import unpack
 
     if isinstance(job, ServeJob | InspectSettings):
         beside, tracking = Path("runs").absolute(), TrackingSettings()

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from cluster.node_metrics import sampled_nodes
 from cluster.progress import say
-from cluster.record_book import Run
+from cluster.recording.node_metrics import sampled_nodes
+from cluster.recording.record_book import Run
 from cluster.session import Cluster, connect
 from cluster.tracking import TrackingOptions, open_run, send_rest
 from gpt_core import sealed_json

@@ -7,24 +7,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster import input_guard
-from cluster.record_book import Run
+from cluster.recording.record_book import Run
 from cluster.session import Cluster
 from cluster.shard_job import ShardJob, run_shard_job
-from gpt_core import manifest
+from gpt_core.corpus import manifest
+from gpt_core.corpus.manifest import FileEntry, Manifest, ManifestContents, ShardEntry, TokenizerEntry
+from gpt_core.corpus.reject_lines import number_lines
+from gpt_core.corpus.shards import ShardStats
+from gpt_core.corpus.tokenize_shard import ShardTokenizer, TokenizeOptions
+from gpt_core.documents.input_changes import file_digests, gather
+from gpt_core.documents.shard_plan import ShardPlans, plan_shards
+from gpt_core.documents.source_files import SourceFile, SourceSpec, list_files
 from gpt_core.errors import CorpusError, StaleOutputError
-from gpt_core.input_changes import file_digests, gather
 from gpt_core.ledger import Ledger, Row
-from gpt_core.manifest import FileEntry, Manifest, ManifestContents, ShardEntry, TokenizerEntry
-from gpt_core.reject_lines import number_lines
 from gpt_core.settings import TokenizeSettings
-from gpt_core.shard_plan import ShardPlans, plan_shards
-from gpt_core.shards import ShardStats
-from gpt_core.source_files import SourceFile, SourceSpec, list_files
 from gpt_core.storage import Storage
-from gpt_core.tokenize_shard import ShardTokenizer, TokenizeOptions
-from gpt_core.tokenizer import PUBLISHED, TiktokenTokenizer, Tokenizer, load_tokenizer
-from gpt_core.train_tokenizer import write_ranks
-from gpt_core.vocabulary import VOCABULARY
+from gpt_core.tokens.tokenizer import PUBLISHED, TiktokenTokenizer, Tokenizer, load_tokenizer
+from gpt_core.tokens.train_tokenizer import write_ranks
+from gpt_core.tokens.vocabulary import VOCABULARY
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,23 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.fitting import STOP, Fitting
-from cluster.journal import Journal, Tail
-from cluster.predicting import record_comparison, write_expectation
 from cluster.progress import Meter, meter, say
-from cluster.record_book import Run
+from cluster.recording.journal import Journal, Tail
+from cluster.recording.predicting import record_comparison, write_expectation
+from cluster.recording.record_book import Run
 from cluster.registering import is_registered, register
 from cluster.session import Cluster
-from gpt_core import checkpoint, manifest
-from gpt_core.checkpoint import Description
-from gpt_core.manifest import Manifest
-from gpt_core.presets import ModelShape
-from gpt_core.schedule import Recipe
+from gpt_core.corpus import manifest
+from gpt_core.corpus.manifest import Manifest
+from gpt_core.model.presets import ModelShape
 from gpt_core.settings import FinetuneSettings, PretrainSettings, TrainSettings
 from gpt_core.sole_writer import sole_writer
-from gpt_core.training_plan import TrainingPlan, allowed_ranks, check_resume, check_vocabulary
+from gpt_core.training import checkpoint
+from gpt_core.training.checkpoint import Description
+from gpt_core.training.schedule import Recipe
+from gpt_core.training.training_plan import TrainingPlan, allowed_ranks, check_resume, check_vocabulary
 
 if TYPE_CHECKING:
-    from cluster.training_gauges import TrainingGauges
+    from cluster.recording.training_gauges import TrainingGauges
 
 METRICS = "metrics.jsonl"
 _LOCK = ".job"
@@ -171,8 +172,8 @@ def _work(config: dict[str, Any]) -> None:
     """Run one rank; called by Ray Train in each worker."""
     import ray.train
 
-    from gpt_core.reduction import Ranks
-    from gpt_core.training import train
+    from gpt_core.training.loop import train
+    from gpt_core.training.reduction import Ranks
 
     context = ray.train.get_context()
     plan = TrainingPlan.from_dict(config["plan"])
@@ -205,7 +206,7 @@ class _Reporter:
             self._journal.sync()
 
     def _show(self, step: int, metrics: dict[str, float]) -> None:
-        from cluster.training_gauges import TrainingGauges  # here, so that the driver starts without ray
+        from cluster.recording.training_gauges import TrainingGauges  # here, so that the driver starts without ray
 
         self._gauges = self._gauges or TrainingGauges()
         self._gauges.show(step, metrics)

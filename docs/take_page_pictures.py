@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cluster.inspecting import write_page
+from cluster.serving.inspecting import write_page
 from docs.take_screenshot import photograph
 from gpt_core.settings import InspectSettings
 

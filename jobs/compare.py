@@ -6,7 +6,7 @@ from gpt_core.settings import CompareSettings
 from jobs import cli
 
 if TYPE_CHECKING:
-    from gpt_core.history import Parting
+    from gpt_core.training.history import Parting
 
 SETTINGS = CompareSettings
 ARGUMENT = "runs"
@@ -14,7 +14,7 @@ ARGUMENT = "runs"
 
 def main(settings: CompareSettings) -> str:
     """Return the comparison as lines for people."""
-    from gpt_core.history import compare
+    from gpt_core.training.history import compare
 
     parting = compare(*settings.runs)
     return "\n".join([f"{settings.runs[0]} and {settings.runs[1]}", *_lines(parting)])

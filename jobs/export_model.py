@@ -8,8 +8,8 @@ SETTINGS = ExportSettings
 
 def main(settings: ExportSettings) -> str:
     """Convert and return what was written."""
-    from gpt_core import checkpoint
-    from gpt_core.huggingface import export_model
+    from gpt_core.exchange.huggingface import export_model
+    from gpt_core.training import checkpoint
 
     found = checkpoint.load(settings.checkpoint)
     folder = export_model(found, settings.output)

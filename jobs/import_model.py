@@ -8,7 +8,7 @@ SETTINGS = ImportSettings
 
 def main(settings: ImportSettings) -> str:
     """Convert and return what was written."""
-    from gpt_core.huggingface import import_run
+    from gpt_core.exchange.huggingface import import_run
 
     path = import_run(settings.model, settings.output, settings.tokenizer)
     return f"{path}: the weights of {settings.model}, tokenizer {settings.tokenizer}"

@@ -8,8 +8,8 @@ SETTINGS = InspectSettings
 
 def main(settings: InspectSettings) -> str:
     """Write the file and return the summary for people."""
-    from cluster import inspecting
     from cluster.registering import with_local_checkpoint
+    from cluster.serving import inspecting
 
     written = inspecting.write_page(with_local_checkpoint(settings))
     return (

@@ -8,8 +8,8 @@ SETTINGS = AnatomySettings
 
 def main(settings: AnatomySettings) -> str:
     """Return the table."""
-    from gpt_core.anatomy import table
-    from gpt_core.presets import GPT2_VOCABULARY_SIZE
+    from gpt_core.model.anatomy import table
+    from gpt_core.model.presets import GPT2_VOCABULARY_SIZE
 
     model = settings.model
     if settings.preset is not None:

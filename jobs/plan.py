@@ -7,7 +7,7 @@ from gpt_core.settings import ModelSettings, PlanSettings
 from jobs import cli
 
 if TYPE_CHECKING:
-    from gpt_core.planning import BatchStage, Duration, Layout, Work
+    from gpt_core.training.planning import BatchStage, Duration, Layout, Work
 
 SETTINGS = PlanSettings
 Row = tuple[str, str, str]
@@ -15,7 +15,7 @@ Row = tuple[str, str, str]
 
 def main(settings: PlanSettings) -> str:
     """Return the plan as a table: what, how much, by which formula or from which source."""
-    from gpt_core.planning import GPUS, Duration, batch_stages, find_layout
+    from gpt_core.training.planning import GPUS, Duration, batch_stages, find_layout
 
     work = _work(settings)
     gpu = GPUS[settings.gpu]
@@ -36,8 +36,8 @@ def main(settings: PlanSettings) -> str:
 
 
 def _work(settings: PlanSettings) -> "Work":
-    from gpt_core.planning import Work
-    from gpt_core.presets import GPT2_VOCABULARY_SIZE, PRESETS
+    from gpt_core.model.presets import GPT2_VOCABULARY_SIZE, PRESETS
+    from gpt_core.training.planning import Work
 
     model = ModelSettings(**{**settings.model.model_dump(), "preset": settings.preset})
     shape = model.shape(GPT2_VOCABULARY_SIZE)
@@ -54,7 +54,7 @@ def _work(settings: PlanSettings) -> "Work":
 
 def _rate(settings: PlanSettings, work: "Work") -> tuple[float, str]:
     """Return the FLOP/s of one GPU and where they come from."""
-    from gpt_core.planning import GPUS
+    from gpt_core.training.planning import GPUS
 
     if settings.tflops is not None:
         return settings.tflops * 1e12, "as given by --tflops"
@@ -66,7 +66,7 @@ def _rate(settings: PlanSettings, work: "Work") -> tuple[float, str]:
 
 
 def _compute_rows(settings: PlanSettings, work: "Work") -> Iterator[Row]:
-    from gpt_core.planning import petaflops_days
+    from gpt_core.training.planning import petaflops_days
 
     formulas = {"6N": "6 N D (Kaplan et al. 2020)", "palm": "(6 N + 12 L d T) D (Chowdhery et al. 2022, app. B)"}
     for formula in ("6N", "palm"):
@@ -90,7 +90,7 @@ def _time_rows(settings: PlanSettings, duration: "Duration") -> Iterator[Row]:
 
 
 def _layout_rows(settings: PlanSettings, layout: "Layout", batch_sequences: int) -> Iterator[Row]:
-    from gpt_core.planning import GPUS
+    from gpt_core.training.planning import GPUS
 
     ways = f"{layout.tensor} tensor x {layout.pipeline} pipeline x {layout.data} data"
     yield "layout", ways, "fewest GPUs a copy that fit in 90% of the memory"
@@ -117,7 +117,7 @@ def _batch_rows(work: "Work", stages: "list[BatchStage]") -> Iterator[Row]:
 
 
 def _storage_rows(settings: PlanSettings, work: "Work") -> Iterator[Row]:
-    from gpt_core.planning import CorpusNeeds, checkpoint_bytes
+    from gpt_core.training.planning import CorpusNeeds, checkpoint_bytes
 
     size = checkpoint_bytes(work.shape) / 1e9
     yield "checkpoint", f"{size:,.2f} GB", "12 N: weights and two moments in fp32"

@@ -14,9 +14,9 @@ def main(settings: ReplaySettings) -> str:
         SettingsError: The step was never logged.
         RunFailedError: The numbers are not the logged ones, to the last bit.
     """
-    from gpt_core.history import logged_steps
-    from gpt_core.local_ranks import run_on_ranks
-    from gpt_core.recompute_step import replay_rank
+    from gpt_core.training.history import logged_steps
+    from gpt_core.training.local_ranks import run_on_ranks
+    from gpt_core.training.recompute_step import replay_rank
 
     logged = logged_steps(settings.run)
     if settings.step not in logged:

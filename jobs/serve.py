@@ -8,8 +8,8 @@ SETTINGS = ServeJob
 
 def main(settings: ServeJob) -> str:
     """Serve until stopped and return the summary for people."""
-    from cluster import service
     from cluster.registering import with_local_checkpoint
+    from cluster.serving import service
 
     return service.serve_until_stopped(with_local_checkpoint(settings))
 

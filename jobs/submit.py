@@ -23,7 +23,7 @@ example
 
 def command(argv: list[str]) -> int:
     """Submit the job the words name and return its exit code."""
-    from cluster.submitting import submit
+    from cluster.submission.submitting import submit
     from jobs.command_line.loader import load
 
     jobs = [job for job in cli.job_names() if _submittable(job)]

@@ -8,7 +8,7 @@ from gpt_core.settings import Settings
 from jobs import cli
 
 if TYPE_CHECKING:
-    from cluster.head import Head, JobState
+    from cluster.submission.head import Head, JobState
 
 _HELP = """herd jobs: list, show, follow or stop the jobs of a running Ray cluster
 
@@ -42,8 +42,8 @@ def command(argv: list[str]) -> int:
         return 0
     first_flag = next((place for place, word in enumerate(argv) if word.startswith("--")), len(argv))
     words, flags = argv[:first_flag], argv[first_flag:]
-    from cluster.head import Head
-    from cluster.head_address import address_of
+    from cluster.submission.head import Head
+    from cluster.submission.head_address import address_of
     from jobs.command_line.loader import load
 
     verb, job_id = _asked(words)
@@ -66,7 +66,7 @@ def _asked(words: list[str]) -> tuple[str, str]:
 
 
 def _about_one(head: "Head", verb: str, job_id: str, *, follow: bool) -> int:
-    from cluster import submitting
+    from cluster.submission import submitting
 
     if verb == "stop":
         state = submitting.stop(head, job_id)

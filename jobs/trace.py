@@ -7,15 +7,15 @@ from gpt_core.settings import TraceSettings
 from jobs import cli
 
 if TYPE_CHECKING:
-    from gpt_core.corpus import Corpus
-    from gpt_core.order import Order
+    from gpt_core.corpus.corpus import Corpus
+    from gpt_core.corpus.order import Order
 
 SETTINGS = TraceSettings
 
 
 def main(settings: TraceSettings) -> str:
     """Return the answer as a table for people."""
-    from gpt_core.supervised_corpus import open_corpus
+    from gpt_core.finetuning.supervised_corpus import open_corpus
 
     corpus = open_corpus(settings.corpus, "train")
     order = corpus.order(**_order_settings(settings))
@@ -33,7 +33,7 @@ def _order_settings(settings: TraceSettings) -> dict[str, Any]:
             "sequences_per_step": settings.batch_sequences,
             "block_windows": settings.block_windows,
         }
-    from gpt_core.checkpoint import list_paths, read_description
+    from gpt_core.training.checkpoint import list_paths, read_description
 
     paths = list_paths(settings.run)
     if not paths:
@@ -48,7 +48,7 @@ def _order_settings(settings: TraceSettings) -> dict[str, Any]:
 
 
 def _cell_table(settings: TraceSettings, corpus: "Corpus", order: "Order") -> str:
-    from gpt_core.trace import trace_cell
+    from gpt_core.corpus.trace import trace_cell
 
     assert settings.step is not None
     assert settings.row is not None
@@ -67,7 +67,7 @@ def _cell_table(settings: TraceSettings, corpus: "Corpus", order: "Order") -> st
 
 
 def _document_table(settings: TraceSettings, corpus: "Corpus", order: "Order") -> str:
-    from gpt_core.trace import trace_document
+    from gpt_core.corpus.trace import trace_document
 
     assert settings.document is not None
     readings = trace_document(corpus, order, settings.document, settings.epoch)

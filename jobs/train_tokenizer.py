@@ -10,8 +10,8 @@ SETTINGS = TrainTokenizerSettings
 
 def main(settings: TrainTokenizerSettings) -> str:
     """Train, write the ranks file atomically and return the summary for people."""
-    from gpt_core.tokenizer import load_tokenizer
-    from gpt_core.train_tokenizer import train_ranks, write_ranks
+    from gpt_core.tokens.tokenizer import load_tokenizer
+    from gpt_core.tokens.train_tokenizer import train_ranks, write_ranks
 
     ranks = train_ranks(_texts(settings), settings.vocabulary_size)
     write_ranks(settings.output, ranks)
@@ -21,10 +21,10 @@ def main(settings: TrainTokenizerSettings) -> str:
 
 def _texts(settings: TrainTokenizerSettings) -> Iterator[str]:
     """Yield the input's documents in order, up to the bytes allowed; those that cannot be read are left out."""
-    from gpt_core.document_batch import ReadingOptions
-    from gpt_core.documents import read_batches
-    from gpt_core.shard_plan import plan_shards
-    from gpt_core.source_files import SourceSpec, list_files
+    from gpt_core.documents.document_batch import ReadingOptions
+    from gpt_core.documents.reader import read_batches
+    from gpt_core.documents.shard_plan import plan_shards
+    from gpt_core.documents.source_files import SourceSpec, list_files
 
     spec = SourceSpec(
         "text", settings.input, settings.exclude, text_field=settings.text_field, separator=settings.separator

@@ -10,8 +10,8 @@ ARGUMENT = "folder"
 
 def main(settings: VerifySettings) -> str:
     """Return what was found whole; CorpusError lists the damage."""
-    from gpt_core import manifest
-    from gpt_core.verify import verify
+    from gpt_core.corpus import manifest
+    from gpt_core.corpus.verify import verify
 
     damage = verify(settings.folder, settings.num_threads)
     if damage:

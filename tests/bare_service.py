@@ -11,18 +11,18 @@ from typing import Any
 
 import uvicorn
 
-from cluster.completions_schema import ServedModel
-from cluster.engine_loop import EngineLoop
-from cluster.http_api import Admission, Api, Limits, build_app
-from cluster.http_guard import Access
-from cluster.inspect_api import InspectApi
-from cluster.inspecting import CheckpointInspector
-from gpt_core import checkpoint
-from gpt_core.engine import Engine, EngineOptions
+from cluster.serving.completions_schema import ServedModel
+from cluster.serving.engine_loop import EngineLoop
+from cluster.serving.http_api import Admission, Api, Limits, build_app
+from cluster.serving.http_guard import Access
+from cluster.serving.inspect_api import InspectApi
+from cluster.serving.inspecting import CheckpointInspector
 from gpt_core.errors import UserError
-from gpt_core.generation import Completion, GenerationRequest, TokenEvent
-from gpt_core.inspection import Query
-from gpt_core.tokenizer import load_tokenizer
+from gpt_core.generation.engine import Engine, EngineOptions
+from gpt_core.generation.request import Completion, GenerationRequest, TokenEvent
+from gpt_core.inspection.inspection import Query
+from gpt_core.tokens.tokenizer import load_tokenizer
+from gpt_core.training import checkpoint
 
 MAX_REQUEST_BYTES = 100_000
 

@@ -7,10 +7,10 @@ import orjson
 
 from cluster import finetuning
 from cluster.finetuning import Finetuned
-from gpt_core import manifest
+from gpt_core.corpus import manifest
+from gpt_core.finetuning.tokenize_examples import ExampleTokenizer
 from gpt_core.settings import FinetuneSettings
-from gpt_core.tokenize_examples import ExampleTokenizer
-from gpt_core.training import train
+from gpt_core.training.loop import train
 
 _WORDS = {"red": "rouge", "blue": "bleu", "cat": "chat", "dog": "chien", "sun": "soleil", "moon": "lune"}
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from gpt_core import checkpoint
-from gpt_core.checkpoint import Description
-from gpt_core.model import GPT
-from gpt_core.presets import ModelShape
-from gpt_core.tokenizer import load_tokenizer
+from gpt_core.model.gpt import GPT
+from gpt_core.model.presets import ModelShape
+from gpt_core.tokens.tokenizer import load_tokenizer
+from gpt_core.training import checkpoint
+from gpt_core.training.checkpoint import Description
 
 
 def write_tiny_checkpoint(folder: Path, *, seed: int = 0, num_positions: int = 128) -> Path:

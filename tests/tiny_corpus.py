@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt_core import manifest
-from gpt_core.manifest import ManifestContents, ShardEntry, TokenizerEntry
-from gpt_core.shards import ShardWriter, with_end_of_text
-from gpt_core.tokenizer import load_tokenizer
+from gpt_core.corpus import manifest
+from gpt_core.corpus.manifest import ManifestContents, ShardEntry, TokenizerEntry
+from gpt_core.corpus.shards import ShardWriter, with_end_of_text
+from gpt_core.tokens.tokenizer import load_tokenizer
 
 _WORDS = ["herd", "graze", "over", "the", "hill", "and", "river", "slowly", "at", "dawn"]
 

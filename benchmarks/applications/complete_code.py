@@ -13,8 +13,8 @@ import warnings
 from collections.abc import Iterator
 
 from benchmarks.applications.finetuned import Pair, bench_of, split_by_hash, stdlib_files, table
-from gpt_core.templates import few_shot_prompt, find_template, stop_strings
-from gpt_core.tokenizer import load_tokenizer
+from gpt_core.finetuning.templates import few_shot_prompt, find_template, stop_strings
+from gpt_core.tokens.tokenizer import load_tokenizer
 
 SHOTS = (0, 1, 4)
 _NUM_HELD_OUT = 150

@@ -17,23 +17,24 @@ from pathlib import Path
 import torch
 
 from cluster import finetuning
-from gpt_core import checkpoint, manifest
-from gpt_core.engine import Engine, EngineOptions
-from gpt_core.generation import GenerationRequest, Sampling
-from gpt_core.manifest import ManifestContents, ShardEntry, TokenizerEntry
-from gpt_core.presets import ModelShape
-from gpt_core.schedule import Recipe
+from gpt_core.corpus import manifest
+from gpt_core.corpus.manifest import ManifestContents, ShardEntry, TokenizerEntry
+from gpt_core.corpus.shards import ShardStats
+from gpt_core.corpus.tokenize_shard import ShardTokenizer, TokenizeOptions
+from gpt_core.documents.shard_plan import plan_shards
+from gpt_core.documents.source_files import SourceSpec, list_files
+from gpt_core.finetuning.tokenize_examples import ExampleTokenizer
+from gpt_core.generation.engine import Engine, EngineOptions
+from gpt_core.generation.request import GenerationRequest, Sampling
+from gpt_core.model.presets import ModelShape
 from gpt_core.settings import FinetuneSettings
-from gpt_core.shard_plan import plan_shards
-from gpt_core.shards import ShardStats
-from gpt_core.source_files import SourceSpec, list_files
-from gpt_core.tokenize_examples import ExampleTokenizer
-from gpt_core.tokenize_shard import ShardTokenizer, TokenizeOptions
-from gpt_core.tokenizer import load_tokenizer
-from gpt_core.train_tokenizer import train_ranks, write_ranks
-from gpt_core.training import train
-from gpt_core.training_plan import TrainingPlan
-from gpt_core.vocabulary import VOCABULARY
+from gpt_core.tokens.tokenizer import load_tokenizer
+from gpt_core.tokens.train_tokenizer import train_ranks, write_ranks
+from gpt_core.tokens.vocabulary import VOCABULARY
+from gpt_core.training import checkpoint
+from gpt_core.training.loop import train
+from gpt_core.training.schedule import Recipe
+from gpt_core.training.training_plan import TrainingPlan
 
 Pair = tuple[str, str]
 EXCLUDED = (
@@ -73,7 +74,7 @@ class Bench:
 
     def untrained(self, seed: int = 0) -> str:
         """Return a checkpoint of the same shape with the seed's weights: to fine-tune it is to train from scratch."""
-        from gpt_core.learner import Learner
+        from gpt_core.training.learner import Learner
 
         base = checkpoint.load(self.checkpoint or self.folder / "pretrained")
         learner = Learner(base.shape, Recipe(), seed).initialise()

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt_core.midi import read_midi
-from gpt_core.music import NUM_EVENTS, STEPS_PER_SECOND, Note, events_of, notes_of
+from gpt_core.tokens.midi import read_midi
+from gpt_core.tokens.music import NUM_EVENTS, STEPS_PER_SECOND, Note, events_of, notes_of
 
 NUM_PROMPTS, NUM_SAMPLES, NEW_TOKENS = 4, 4, 250
 _OPENING = "v22 "

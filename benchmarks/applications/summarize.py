@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from benchmarks.applications.finetuned import Pair, bench_of, split_by_hash, stdlib_files, table
-from gpt_core.templates import find_template
+from gpt_core.finetuning.templates import find_template
 
 SHARES = (0.01, 0.1, 1.0)
 _NUM_HELD_OUT = 200

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.applications.finetuned import Pair, bench_of, split_by_hash, table
-from gpt_core.templates import find_template
+from gpt_core.finetuning.templates import find_template
 
 _NAMES = ("languages", "territories", "scripts", "currencies", "variants")
 _LONGEST_CHARACTERS = 120

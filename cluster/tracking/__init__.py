@@ -5,7 +5,7 @@
         with run.child("pretrain") as child:
             child.log_metrics({"loss": 2.5}, step=10, tokens=40960)
 
-Every call of a run appends to the journal under OUTPUT/tracking; :mod:`cluster.replay` sends it on.
+Every call of a run appends to the journal under OUTPUT/tracking; :mod:`cluster.recording.replay` sends it on.
 The output folder is the job's identity: a rerun that resumes the folder takes up the same run.
 """
 

@@ -5,8 +5,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from cluster.credentials import without_credentials
-from cluster.patience import first_line
+from cluster.recording.credentials import without_credentials
+from cluster.recording.patience import first_line
 from cluster.tracking.library import database_path, import_mlflow
 from gpt_core.errors import CheckpointError
 
@@ -24,7 +24,7 @@ _MODEL_REQUIREMENTS = (
 
 
 def write_prompt_model(packaged: Path, folder: Path) -> Path:
-    """Write a folder in MLflow's model format around what ``gpt_core.registered_model`` packaged, and return it.
+    """Write a folder in MLflow's model format around what ``exchange.registered_model`` packaged, and return it.
 
     It holds plain data, and ``gpt_core`` itself as the code that loads it: ``mlflow.pyfunc.load_model`` needs no
     installation of this package, and nothing is pickled. An older folder is replaced.
@@ -50,7 +50,7 @@ def write_prompt_model(packaged: Path, folder: Path) -> Path:
         warnings.simplefilter("ignore")  # it advises an example, for which it would load the model
         mlflow.pyfunc.save_model(
             str(folder),
-            loader_module="gpt_core.registered_model",
+            loader_module="gpt_core.exchange.registered_model",
             data_path=str(packaged),
             code_paths=[str(Path(gpt_core.__path__[0]))],
             signature=signature,

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from cluster.acknowledged import Acknowledged
-from cluster.journal import room_needed
 from cluster.progress import say
-from cluster.record_book import RecordBook, Run
-from cluster.replay import JOURNAL_NAME, STATE_NAME, Replayer
+from cluster.recording.acknowledged import Acknowledged
+from cluster.recording.journal import room_needed
+from cluster.recording.record_book import RecordBook, Run
+from cluster.recording.replay import JOURNAL_NAME, STATE_NAME, Replayer
 from cluster.tracking.address import TrackingOptions
 from cluster.tracking.store import MlflowStore
 from gpt_core.errors import ResourceError

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.patience import first_line
 from cluster.progress import say
+from cluster.recording.patience import first_line
 from cluster.tracking.library import import_mlflow
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.credentials import without_credentials
-from cluster.journal import Point, Record
-from cluster.patience import first_line
 from cluster.progress import say
+from cluster.recording.credentials import without_credentials
+from cluster.recording.journal import Point, Record
+from cluster.recording.patience import first_line
 from cluster.tracking.address import TrackingOptions, tracking_uri
 from cluster.tracking.library import database_path, import_mlflow, make_database
 
@@ -29,7 +29,7 @@ _TWICE_AT_ONCE = re.compile(r"unique constraint|duplicate", re.IGNORECASE)
 
 
 class MlflowStore:
-    """MLflow behind the calls of :class:`cluster.patience.Store`; used by one thread after prepare()."""
+    """MLflow behind the calls of :class:`cluster.recording.patience.Store`; used by one thread after prepare()."""
 
     def __init__(self, options: TrackingOptions, parent_folder: Path) -> None:
         self._uri = tracking_uri(options, parent_folder)

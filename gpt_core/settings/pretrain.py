@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gpt_core.presets import PRESETS, ModelShape
+from gpt_core.model.presets import PRESETS, ModelShape
 from gpt_core.settings.base import Count, CountOrRange, Index, JobSettings, ModelName, Place, Positive, Settings, Share
 
 PresetName = Literal[

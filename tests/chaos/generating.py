@@ -25,7 +25,7 @@ def count(module):
 def write_job(folder: Path, model: Path) -> Path:
     """Write prompts, the counting module and a settings file into the folder; return the settings file."""
     (folder / "prompts.txt").write_text("".join(f"prompt number {i}\n" for i in range(NUM_PROMPTS)))
-    command.write_counting(folder, "gpt_core.engine", _COUNT)
+    command.write_counting(folder, "gpt_core.generation.engine", _COUNT)
     (folder / "counts").mkdir()
     settings = {
         "checkpoint": str(model),

@@ -16,11 +16,11 @@ import psutil
 import yaml
 
 from cluster import training
-from cluster.journal import Journal, read_all
-from gpt_core import checkpoint
-from gpt_core.observer import Silence
+from cluster.recording.journal import Journal, read_all
 from gpt_core.settings import PretrainJob
-from gpt_core.training import train
+from gpt_core.training import checkpoint
+from gpt_core.training.loop import train
+from gpt_core.training.observer import Silence
 from jobs.command_line.loader import load
 
 ROOT = Path(__file__).resolve().parents[2]

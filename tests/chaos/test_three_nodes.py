@@ -8,7 +8,8 @@ import sys
 import pytest
 import yaml
 
-from gpt_core import checkpoint, manifest
+from gpt_core.corpus import manifest
+from gpt_core.training import checkpoint
 from tests.chaos.three_nodes import ROOT, perform
 
 SETTINGS = {

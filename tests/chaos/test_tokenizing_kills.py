@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gpt_core import manifest
+from gpt_core.corpus import manifest
 from tests.chaos import tokenizing_on_nodes
 from tests.chaos.tokenizing import NUM_ACTORS, Command, SharedRay, digest_of, num_begun, shared_ray, write_job
 from tests.e2e.private_head import why_not

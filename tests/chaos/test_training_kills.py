@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gpt_core import checkpoint
+from gpt_core.training import checkpoint
 from tests.chaos import losing_a_node
 from tests.chaos.pretraining import (
     Command,

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import yaml
 
-from gpt_core import manifest
+from gpt_core.corpus import manifest
+from gpt_core.corpus.verify import verify
 from gpt_core.ledger import FOLDER
-from gpt_core.verify import verify
 from tests.chaos import command
 from tests.chaos.command import ROOT, kill_all
 from tests.corpus_text import write_sources
@@ -33,7 +33,7 @@ def count(module):
 
 def write_job(folder: Path, words_per_document: int = 6000) -> Path:
     """Write sources, the counting module and a settings file into the folder; return the settings file."""
-    command.write_counting(folder, "gpt_core.tokenize_shard", _COUNT)
+    command.write_counting(folder, "gpt_core.corpus.tokenize_shard", _COUNT)
     settings = {
         "sources": write_sources(folder / "text", words_per_document),
         "shard_bytes": 100_000,

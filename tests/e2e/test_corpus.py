@@ -14,10 +14,10 @@ import pytest
 import yaml
 import zstandard
 
-from gpt_core import manifest
-from gpt_core.corpus import Corpus
-from gpt_core.tokenizer import load_tokenizer
-from gpt_core.trace import trace_cell
+from gpt_core.corpus import manifest
+from gpt_core.corpus.corpus import Corpus
+from gpt_core.corpus.trace import trace_cell
+from gpt_core.tokens.tokenizer import load_tokenizer
 from tests.corpus_text import NUM_DOCUMENTS, NUM_REJECTED, write_sources
 from tests.e2e.commands import herd
 

@@ -16,11 +16,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cluster.http_api import Admission
-from cluster.http_guard import Access, access_for
-from gpt_core import checkpoint
+from cluster.serving.http_api import Admission
+from cluster.serving.http_guard import Access, access_for
 from gpt_core.errors import UserError
-from gpt_core.inspection import MAX_TOKENS
+from gpt_core.inspection.inspection import MAX_TOKENS
+from gpt_core.training import checkpoint
 from tests.bare_service import BareModel, serving
 from tests.reference import gpt2_numpy, gpt2_steps
 from tests.tiny_checkpoint import write_tiny_checkpoint
@@ -354,7 +354,7 @@ def test_a_written_file_shows_the_same_without_a_service(browser, service, tmp_p
 
 
 def test_a_prompt_that_is_too_long_for_a_file_is_refused(service, tmp_path):
-    from cluster.inspecting import write_page
+    from cluster.serving.inspecting import write_page
     from gpt_core.settings import InspectSettings
 
     settings = InspectSettings(checkpoint=str(service.run), prompt="x" * 200, html=str(tmp_path / "page.html"))

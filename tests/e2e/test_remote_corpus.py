@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt_core import checkpoint
-from gpt_core.training import train
-from gpt_core.training_plan import TrainingPlan
+from gpt_core.training import checkpoint
+from gpt_core.training.loop import train
+from gpt_core.training.training_plan import TrainingPlan
 from tests.e2e.commands import herd
 from tests.s3_server import s3_bucket, upload
 from tests.tiny_corpus import write_tiny_corpus

@@ -8,17 +8,18 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from cluster import generating, service
-from cluster.http_guard import Access
+from cluster import generating
+from cluster.serving import service
+from cluster.serving.http_guard import Access
 from cluster.session import Cluster
 from cluster.tracking import TrackingOptions, open_run
-from gpt_core import checkpoint
-from gpt_core.engine import Engine, EngineOptions
 from gpt_core.errors import CheckpointError, CorpusError, StaleOutputError
-from gpt_core.generation import GenerationRequest
-from gpt_core.prompts import read_range
+from gpt_core.generation.engine import Engine, EngineOptions
+from gpt_core.generation.prompts import read_range
+from gpt_core.generation.request import GenerationRequest
 from gpt_core.settings import EngineSettings, GenerateSettings, PoolSettings, SamplingSettings, ServeSettings
-from gpt_core.tokenizer import load_tokenizer
+from gpt_core.tokens.tokenizer import load_tokenizer
+from gpt_core.training import checkpoint
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
 NUM_GOOD = 24

@@ -6,14 +6,14 @@ from pathlib import Path
 from cluster import generating, tokenizing
 from cluster.session import Cluster
 from cluster.tracking import TrackingOptions, open_run
-from gpt_core import checkpoint
-from gpt_core.checkpoint import Description
-from gpt_core.midi import read_midi, write_midi
-from gpt_core.model import GPT
-from gpt_core.music import Note, notes_of
-from gpt_core.presets import ModelShape
+from gpt_core.model.gpt import GPT
+from gpt_core.model.presets import ModelShape
 from gpt_core.settings import EngineSettings, GenerateSettings, SamplingSettings, TokenizeSettings
-from gpt_core.tokenizer import load_tokenizer
+from gpt_core.tokens.midi import read_midi, write_midi
+from gpt_core.tokens.music import Note, notes_of
+from gpt_core.tokens.tokenizer import load_tokenizer
+from gpt_core.training import checkpoint
+from gpt_core.training.checkpoint import Description
 
 OFF = TrackingOptions(enabled=False, system_seconds=None)
 

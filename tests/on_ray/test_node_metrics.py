@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.journal import read_all
+from cluster.recording.journal import read_all
 
 ROOT = Path(__file__).parents[2]
 # In a process of its own: the other tests of this folder share one Ray.
@@ -19,7 +19,7 @@ from cluster import session
 session._prepare_environment(embedded=True)
 import ray
 from ray.cluster_utils import Cluster
-from cluster.node_metrics import NodeSamplers, sampled_nodes
+from cluster.recording.node_metrics import NodeSamplers, sampled_nodes
 from cluster.tracking import TrackingOptions, open_run
 
 nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})

@@ -14,18 +14,18 @@ import pytest
 import ray
 import ray.util
 
-from cluster.http_guard import Access
-from cluster.service import APPLICATION, resolve, running
-from gpt_core import checkpoint
-from gpt_core.checkpoint import Description
-from gpt_core.engine import Engine, EngineOptions
+from cluster.serving.http_guard import Access
+from cluster.serving.service import APPLICATION, resolve, running
 from gpt_core.errors import ResourceError
-from gpt_core.generation import GenerationRequest, Sampling
-from gpt_core.inspection import Inspector, Query
-from gpt_core.model import GPT
-from gpt_core.presets import ModelShape
+from gpt_core.generation.engine import Engine, EngineOptions
+from gpt_core.generation.request import GenerationRequest, Sampling
+from gpt_core.inspection.inspection import Inspector, Query
+from gpt_core.model.gpt import GPT
+from gpt_core.model.presets import ModelShape
 from gpt_core.settings import EngineSettings, ServeSettings
-from gpt_core.tokenizer import load_tokenizer
+from gpt_core.tokens.tokenizer import load_tokenizer
+from gpt_core.training import checkpoint
+from gpt_core.training.checkpoint import Description
 
 SLOTS, QUEUE = 4, 6
 TOKENIZER = load_tokenizer("bytes")

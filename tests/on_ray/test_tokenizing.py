@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 
 from cluster import tokenizing
-from cluster.record_book import Run
+from cluster.recording.record_book import Run
 from cluster.session import Cluster
 from cluster.tokenizing import Tokenized
-from gpt_core import manifest
-from gpt_core.corpus import Corpus
+from gpt_core.corpus import manifest
+from gpt_core.corpus.corpus import Corpus
+from gpt_core.corpus.tokenize_shard import ShardTokenizer
+from gpt_core.corpus.verify import verify
 from gpt_core.errors import CorpusError, RunFailedError
 from gpt_core.ledger import FOLDER
 from gpt_core.settings import TokenizeSettings
 from gpt_core.storage import Storage
-from gpt_core.tokenize_shard import ShardTokenizer
-from gpt_core.verify import verify
 from tests.corpus_text import NUM_DOCUMENTS, NUM_REJECTED, write_sources
 from tests.unit.test_storage_s3 import bucket  # noqa: F401 - a fixture
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from cluster import training
-from cluster.journal import read_all
-from cluster.replay import JOURNAL_NAME
+from cluster.recording.journal import read_all
+from cluster.recording.replay import JOURNAL_NAME
 from cluster.session import Cluster
 from cluster.tracking import TrackingOptions, open_run
-from gpt_core import checkpoint
 from gpt_core.errors import CheckpointError, ResourceError
 from gpt_core.settings import ModelSettings, PretrainSettings, RecipeSettings, TrainSettings
+from gpt_core.training import checkpoint
 from tests.tiny_corpus import write_tiny_corpus
 
 _SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "num_positions": 32, "dropout": 0.1}

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from gpt_core.reduction import Ranks
+from gpt_core.training.reduction import Ranks
 
 _CONTEXT = mp.get_context("forkserver")
 # The optimizers import torch._dynamo when first made: three seconds a process.
-_CONTEXT.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "gpt_core.training"])
+_CONTEXT.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "gpt_core.training.loop"])
 
 
 def run_on_ranks(num_ranks, folder, function, *arguments, killed=False, **options) -> list[Any]:

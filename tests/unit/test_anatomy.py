@@ -1,10 +1,10 @@
-"""Promises of gpt_core.anatomy."""
+"""Promises of gpt_core.model.anatomy."""
 
 import pytest
 
-from gpt_core.anatomy import rows_of, table
-from gpt_core.model import GPT
-from gpt_core.presets import PRESETS
+from gpt_core.model.anatomy import rows_of, table
+from gpt_core.model.gpt import GPT
+from gpt_core.model.presets import PRESETS
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -1,11 +1,11 @@
-"""Promises of gpt_core.attention, against sums written out in float64."""
+"""Promises of gpt_core.model.attention, against sums written out in float64."""
 
 import numpy as np
 import pytest
 import torch
 
-from gpt_core import attention
-from gpt_core.attention import band_mask, blocked_attention, causal_attention
+from gpt_core.model import attention
+from gpt_core.model.attention import band_mask, blocked_attention, causal_attention
 
 B, H, T, D = 2, 2, 11, 4
 

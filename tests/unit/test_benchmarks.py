@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks import gpu_train, ray_overhead
-from gpt_core.presets import PRESETS, ModelShape
-from gpt_core.training_plan import TrainingPlan
+from gpt_core.model.presets import PRESETS, ModelShape
+from gpt_core.training.training_plan import TrainingPlan
 
 _REFUSING = """
 import sys
@@ -34,7 +34,7 @@ for reduction in ("fast", "exact"):
 _GENERATE = """
 import argparse
 import benchmarks.gpu_generate
-from gpt_core.presets import ModelShape
+from gpt_core.model.presets import ModelShape
 asked = argparse.Namespace(preset="tiny", sequences=3, new_tokens=4, rounds=1, device="cpu", peers=PEERS)
 print(benchmarks.gpu_generate.measure(ModelShape(1, 2, 16, 64, 300), asked)["ours"] > 0)
 """

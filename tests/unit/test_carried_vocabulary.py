@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt_core import checkpoint, manifest
+from gpt_core.corpus import manifest
+from gpt_core.corpus.manifest import ManifestContents, TokenizerEntry
+from gpt_core.corpus.verify import verify
 from gpt_core.errors import CheckpointError
-from gpt_core.manifest import ManifestContents, TokenizerEntry
-from gpt_core.presets import ModelShape
-from gpt_core.tokenizer import load_tokenizer
-from gpt_core.train_tokenizer import write_ranks
-from gpt_core.verify import verify
-from gpt_core.vocabulary import VOCABULARY
+from gpt_core.model.presets import ModelShape
+from gpt_core.tokens.tokenizer import load_tokenizer
+from gpt_core.tokens.train_tokenizer import write_ranks
+from gpt_core.tokens.vocabulary import VOCABULARY
+from gpt_core.training import checkpoint
 
 RANKS = {bytes([byte]): byte for byte in range(256)} | {b"th": 256, b"the": 257}
 SHAPE = ModelShape(n_layer=1, n_head=1, n_embd=8, num_positions=8, vocabulary_size=259)

@@ -1,4 +1,4 @@
-"""Promises of gpt_core.checkpoint."""
+"""Promises of gpt_core.training.checkpoint."""
 
 import hashlib
 import json
@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gpt_core import checkpoint
-from gpt_core.checkpoint import DamagedCheckpointWarning, Description
 from gpt_core.errors import CheckpointError
-from gpt_core.presets import ModelShape
+from gpt_core.model.presets import ModelShape
+from gpt_core.training import checkpoint
+from gpt_core.training.checkpoint import DamagedCheckpointWarning, Description
 
 SHAPE = ModelShape(1, 1, 8, 4, 16)
 DESCRIPTION = Description(

@@ -1,15 +1,15 @@
-"""Promises of gpt_core.checkpoint_writer."""
+"""Promises of gpt_core.training.checkpoint_writer."""
 
 import threading
 
 import pytest
 import torch
 
-from gpt_core import checkpoint
-from gpt_core.checkpoint import Description
-from gpt_core.checkpoint_writer import CheckpointWriter
 from gpt_core.errors import CheckpointError
-from gpt_core.presets import ModelShape
+from gpt_core.model.presets import ModelShape
+from gpt_core.training import checkpoint
+from gpt_core.training.checkpoint import Description
+from gpt_core.training.checkpoint_writer import CheckpointWriter
 
 
 def describe(step):

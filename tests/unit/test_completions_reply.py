@@ -1,9 +1,9 @@
-"""Promises of cluster.completions_reply: the objects of OpenAI's API, the same streamed or not."""
+"""Promises of cluster.serving.completions_reply: the objects of OpenAI's API, the same streamed or not."""
 
-from cluster.completions_reply import ChoiceLogprobs, Reply
-from cluster.completions_schema import ServedModel, parse_completions
-from gpt_core.generation import Completion, TokenEvent, TokenLogprob
-from gpt_core.tokenizer import load_tokenizer
+from cluster.serving.completions_reply import ChoiceLogprobs, Reply
+from cluster.serving.completions_schema import ServedModel, parse_completions
+from gpt_core.generation.request import Completion, TokenEvent, TokenLogprob
+from gpt_core.tokens.tokenizer import load_tokenizer
 
 BYTES = load_tokenizer("bytes")
 MODEL = ServedModel("tiny", BYTES, window_tokens=32, fingerprint="herd-0", created=0)

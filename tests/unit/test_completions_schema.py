@@ -1,4 +1,4 @@
-"""Promises of cluster.completions_schema: what a body asks for, and what is refused."""
+"""Promises of cluster.serving.completions_schema: what a body asks for, and what is refused."""
 
 import contextlib
 import json
@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.api_error import ApiError
-from cluster.completions_schema import ServedModel, parse_completions, parse_tokenize
-from gpt_core.generation import Sampling
-from gpt_core.tokenizer import load_tokenizer
+from cluster.serving.api_error import ApiError
+from cluster.serving.completions_schema import ServedModel, parse_completions, parse_tokenize
+from gpt_core.generation.request import Sampling
+from gpt_core.tokens.tokenizer import load_tokenizer
 
 BYTES = load_tokenizer("bytes")
 MODEL = ServedModel("tiny", BYTES, window_tokens=32, fingerprint="herd-0", created=0)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_core.corpus import Corpus
+from gpt_core.corpus.corpus import Corpus
+from gpt_core.corpus.order import Cells
 from gpt_core.errors import CorpusError
-from gpt_core.order import Cells
 from tests.unit import tiny_corpus
 from tests.unit.tiny_corpus import TinyCorpus
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt_core import manifest
-from gpt_core.corpus import Corpus
-from gpt_core.manifest import ManifestContents
-from gpt_core.shards import ShardReader, ShardWriter
+from gpt_core.corpus import manifest
+from gpt_core.corpus.corpus import Corpus
+from gpt_core.corpus.manifest import ManifestContents
+from gpt_core.corpus.shards import ShardReader, ShardWriter
+from gpt_core.corpus.trace import trace_cell
+from gpt_core.corpus.verify import verify
 from gpt_core.storage import Storage
-from gpt_core.trace import trace_cell
-from gpt_core.verify import verify
 from tests.unit import tiny_corpus
 from tests.unit.tiny_corpus import TinyCorpus
 

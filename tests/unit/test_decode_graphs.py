@@ -1,11 +1,11 @@
-"""Promises of gpt_core.decode_graphs that hold without a GPU: steps stay right where nothing can be recorded."""
+"""Promises of generation.decode_graphs that hold without a GPU: steps stay right where nothing can be recorded."""
 
 import pytest
 import torch
 
-from gpt_core.decode_graphs import DecodeGraphs
-from gpt_core.decoder import Decoder
-from gpt_core.kv_cache import KVCache
+from gpt_core.generation.decode_graphs import DecodeGraphs
+from gpt_core.generation.decoder import Decoder
+from gpt_core.generation.kv_cache import KVCache
 from tests.unit.tiny_engine import SHAPE, make_weights
 
 CPU = torch.device("cpu")

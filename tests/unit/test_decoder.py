@@ -1,13 +1,13 @@
-"""Promises of gpt_core.decoder: the same model as gpt_core.model, chunk by chunk and token by token."""
+"""Promises of gpt_core.generation.decoder: the same model as gpt_core.model.gpt, chunk by chunk and token by token."""
 
 import numpy as np
 import pytest
 import torch
 
-from gpt_core.decoder import CHUNK_TOKENS, Chunk, Decoder
-from gpt_core.kv_cache import KVCache
-from gpt_core.linear_kernels import can_compute_int8, can_pack
-from gpt_core.presets import ModelShape
+from gpt_core.generation.decoder import CHUNK_TOKENS, Chunk, Decoder
+from gpt_core.generation.kv_cache import KVCache
+from gpt_core.generation.linear_kernels import can_compute_int8, can_pack
+from gpt_core.model.presets import ModelShape
 from tests.reference import gpt2_numpy
 from tests.unit.tiny_engine import make_weights
 

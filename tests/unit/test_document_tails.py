@@ -1,14 +1,14 @@
-"""Promises of gpt_core.document_tails, and of the shards made with it."""
+"""Promises of gpt_core.documents.document_tails, and of the shards made with it."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_core.document_batch import DocumentBatch
-from gpt_core.document_tails import cut_tails
-from gpt_core.shard_plan import plan_shards
-from gpt_core.shards import ShardReader
-from gpt_core.source_files import SourceSpec, list_files
-from gpt_core.tokenize_shard import ShardTokenizer, TokenizeOptions
+from gpt_core.corpus.shards import ShardReader
+from gpt_core.corpus.tokenize_shard import ShardTokenizer, TokenizeOptions
+from gpt_core.documents.document_batch import DocumentBatch
+from gpt_core.documents.document_tails import cut_tails
+from gpt_core.documents.shard_plan import plan_shards
+from gpt_core.documents.source_files import SourceSpec, list_files
 
 
 def batch_of(*texts):

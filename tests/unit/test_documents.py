@@ -13,11 +13,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_core import records
-from gpt_core.documents import Document, ReadingOptions, Reject, read_batches, read_documents
+from gpt_core.documents import records
+from gpt_core.documents.reader import Document, ReadingOptions, Reject, read_batches, read_documents
+from gpt_core.documents.shard_plan import Piece, ShardPlan
+from gpt_core.documents.source_files import SourceFile, SourceSpec, list_files
 from gpt_core.errors import CorpusError
-from gpt_core.shard_plan import Piece, ShardPlan
-from gpt_core.source_files import SourceFile, SourceSpec, list_files
 
 TEXTS = ["one", "zwei ünd", "trois\nlignes", "四" * 40, "🧿", " "]
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor(write_checksum=True).compress}

@@ -1,6 +1,6 @@
-"""Promises of gpt_core.early_stopping."""
+"""Promises of gpt_core.training.early_stopping."""
 
-from gpt_core.early_stopping import after_evaluation, carried, is_best, is_out_of_patience
+from gpt_core.training.early_stopping import after_evaluation, carried, is_best, is_out_of_patience
 
 
 def test_patience_counts_evaluations_that_are_no_better_and_starts_again_at_a_better_one():

@@ -1,4 +1,4 @@
-"""Promises of gpt_core.engine: the same text in any company, and requests treated as they ask."""
+"""Promises of gpt_core.generation.engine: the same text in any company, and requests treated as they ask."""
 
 import random
 
@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_core.engine import Engine, EngineOptions
 from gpt_core.errors import CheckpointError, ResourceError, UserError
-from gpt_core.generation import GenerationRequest, Sampling
-from gpt_core.linear_kernels import can_compute_int8
-from gpt_core.model import GPT
-from gpt_core.presets import ModelShape
+from gpt_core.generation.engine import Engine, EngineOptions
+from gpt_core.generation.linear_kernels import can_compute_int8
+from gpt_core.generation.request import GenerationRequest, Sampling
+from gpt_core.model.gpt import GPT
+from gpt_core.model.presets import ModelShape
 from tests.unit.tiny_engine import SHAPE, TOKENIZER, make_engine, make_weights, shared_engine
 
 

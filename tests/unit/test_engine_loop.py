@@ -1,4 +1,4 @@
-"""Promises of cluster.engine_loop: an engine's steps as awaitable completions."""
+"""Promises of cluster.serving.engine_loop: an engine's steps as awaitable completions."""
 
 import asyncio
 import contextlib
@@ -6,13 +6,13 @@ import contextlib
 import pytest
 import torch
 
-from cluster.engine_loop import EngineLoop
-from gpt_core.engine import Engine, EngineOptions
+from cluster.serving.engine_loop import EngineLoop
 from gpt_core.errors import UserError
-from gpt_core.generation import GenerationRequest, Sampling
-from gpt_core.model import GPT
-from gpt_core.presets import ModelShape
-from gpt_core.tokenizer import load_tokenizer
+from gpt_core.generation.engine import Engine, EngineOptions
+from gpt_core.generation.request import GenerationRequest, Sampling
+from gpt_core.model.gpt import GPT
+from gpt_core.model.presets import ModelShape
+from gpt_core.tokens.tokenizer import load_tokenizer
 
 TOKENIZER = load_tokenizer("bytes")
 SHAPE = ModelShape(1, 1, 8, num_positions=256, vocabulary_size=TOKENIZER.vocabulary_size)

@@ -10,15 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_core import checkpoint
 from gpt_core.errors import CorpusError, SettingsError
-from gpt_core.evaluation import EvaluationWorker
-from gpt_core.huggingface import export_model
-from gpt_core.task_items import UnusableRowError, Wording, parse_item, tokens_of
-from gpt_core.task_plan import Cut, Task, plan_task, sliding_of
-from gpt_core.task_scorer import Tasks, added, metrics_of
-from gpt_core.text_windows import Sliding, count_words
-from gpt_core.tokenizer import load_tokenizer
+from gpt_core.evaluation.evaluation import EvaluationWorker
+from gpt_core.evaluation.task_items import UnusableRowError, Wording, parse_item, tokens_of
+from gpt_core.evaluation.task_plan import Cut, Task, plan_task, sliding_of
+from gpt_core.evaluation.task_scorer import Tasks, added, metrics_of
+from gpt_core.evaluation.text_windows import Sliding, count_words
+from gpt_core.exchange.huggingface import export_model
+from gpt_core.tokens.tokenizer import load_tokenizer
+from gpt_core.training import checkpoint
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
 POSITIONS = 64

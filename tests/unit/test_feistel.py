@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from gpt_core.feistel import Permutation
+from gpt_core.corpus.feistel import Permutation
 
 Shuffle = Callable[[int], np.ndarray]
 SIZE = 100_003

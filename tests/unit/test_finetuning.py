@@ -10,16 +10,17 @@ import pytest
 import torch
 
 from cluster import finetuning
-from gpt_core import checkpoint, manifest
-from gpt_core.engine import Engine, EngineOptions
+from gpt_core.corpus import manifest
+from gpt_core.documents.shard_plan import plan_shards
 from gpt_core.errors import CheckpointError, CorpusError, HerdError, SettingsError, StaleOutputError
-from gpt_core.examples import Example, Fields, list_example_files, read_examples
-from gpt_core.generation import GenerationRequest, Sampling
+from gpt_core.finetuning.examples import Example, Fields, list_example_files, read_examples
+from gpt_core.finetuning.supervised_corpus import open_corpus
+from gpt_core.generation.engine import Engine, EngineOptions
+from gpt_core.generation.request import GenerationRequest, Sampling
 from gpt_core.settings import FinetuneSettings
-from gpt_core.shard_plan import plan_shards
-from gpt_core.starting_weights import grown, load_starting_weights
-from gpt_core.supervised_corpus import open_corpus
-from gpt_core.tokenizer import load_tokenizer
+from gpt_core.tokens.tokenizer import load_tokenizer
+from gpt_core.training import checkpoint
+from gpt_core.training.starting_weights import grown, load_starting_weights
 from tests.finetune_here import finetune_here, write_examples
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
@@ -128,7 +129,7 @@ def test_a_run_stopped_and_taken_up_ends_at_the_same_step_with_the_same_weights(
     hopeless = {"recipe": {"learning_rate": 0.5}, "train": {"num_steps": 40, "patience_evaluations": 2}}
     calm = finetune_here(settings(**hopeless))
     other = settings(**hopeless, output=str(tmp_path / "other"))
-    from gpt_core.training import Silence, train
+    from gpt_core.training.loop import Silence, train
 
     class Stopping(Silence):
         asked = 0

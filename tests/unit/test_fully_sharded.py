@@ -1,4 +1,4 @@
-"""Promises of gpt_core.fully_sharded: replicated training's results to rounding, its checkpoints to the bit."""
+"""Promises of training.fully_sharded: replicated training's results to rounding, its checkpoints to the bit."""
 
 from dataclasses import replace
 
@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from gpt_core.errors import SettingsError
-from gpt_core.fully_sharded import FullyShardedLearner
-from gpt_core.learner import Learner
-from gpt_core.masked_windows import masked
-from gpt_core.presets import ModelShape
-from gpt_core.reduction import Ranks
-from gpt_core.schedule import Recipe
-from gpt_core.step import Compute, Votes
+from gpt_core.finetuning.masked_windows import masked
+from gpt_core.model.presets import ModelShape
+from gpt_core.training.fully_sharded import FullyShardedLearner
+from gpt_core.training.learner import Learner
+from gpt_core.training.reduction import Ranks
+from gpt_core.training.schedule import Recipe
+from gpt_core.training.step import Compute, Votes
 from tests.unit.gloo_ranks import run_on_ranks
 
 # Widths, vocabulary and biases that two and three ranks cut unevenly.

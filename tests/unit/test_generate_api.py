@@ -11,14 +11,14 @@ from dataclasses import replace
 import pytest
 import uvicorn
 
-from cluster.completions_schema import ServedModel
-from cluster.engine_loop import EngineLoop
-from cluster.generate_api import GenerateApi
-from cluster.http_api import Admission, Api, Limits, build_app
-from cluster.http_guard import Access, access_for
-from cluster.service_client import Service, ServiceCalls
+from cluster.serving.completions_schema import ServedModel
+from cluster.serving.engine_loop import EngineLoop
+from cluster.serving.generate_api import GenerateApi
+from cluster.serving.http_api import Admission, Api, Limits, build_app
+from cluster.serving.http_guard import Access, access_for
+from cluster.serving.service_client import Service, ServiceCalls
 from gpt_core.errors import CheckpointError, ResourceError
-from gpt_core.generation import GenerationRequest, Sampling
+from gpt_core.generation.request import GenerationRequest, Sampling
 from tests.unit.tiny_engine import TOKENIZER, make_engine, shared_engine
 
 DIGEST = "d" * 64

@@ -1,11 +1,11 @@
-"""Promises of gpt_core.generation: settings that exist are valid, and mistakes name their field."""
+"""Promises of gpt_core.generation.request: settings that exist are valid, and mistakes name their field."""
 
 import pickle
 
 import pytest
 
 from gpt_core.errors import UserError
-from gpt_core.generation import GenerationRequest, Sampling, sampling_with
+from gpt_core.generation.request import GenerationRequest, Sampling, sampling_with
 
 
 @pytest.mark.parametrize(

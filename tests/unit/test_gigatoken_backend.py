@@ -1,4 +1,4 @@
-"""Promises of gpt_core.gigatoken_backend: the reference's ids, faster, in bounded memory."""
+"""Promises of gpt_core.tokens.gigatoken_backend: the reference's ids, faster, in bounded memory."""
 
 import pickle
 from pathlib import Path
@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_core import gigatoken_backend
-from gpt_core.tokenizer import TiktokenTokenizer, has_gigatoken, load_tokenizer
-from gpt_core.vocabulary import format_ranks, gpt2_ranks
+from gpt_core.tokens import gigatoken_backend
+from gpt_core.tokens.tokenizer import TiktokenTokenizer, has_gigatoken, load_tokenizer
+from gpt_core.tokens.vocabulary import format_ranks, gpt2_ranks
 
 pytestmark = pytest.mark.skipif(not has_gigatoken(), reason="pip install gigatoken to test the fast backend")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from cluster.head import Head
+from cluster.submission.head import Head
 from gpt_core.errors import ResourceError
 
 Answer = tuple[int, str]
@@ -99,7 +99,7 @@ def test_a_proxy_that_forbids_is_not_taken_for_a_wrong_token(serving):
 
 def test_a_name_nobody_knows_and_a_silent_host_are_named(serving, monkeypatch):
     assert "found no answer (" in refusal("http://no-such-host.invalid:8265")
-    monkeypatch.setattr("cluster.head._ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("cluster.submission.head._ANSWER_SECONDS", 0.2)
     forever = threading.Event()
 
     def silent(token: str | None) -> Answer:

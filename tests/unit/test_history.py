@@ -1,4 +1,4 @@
-"""Promises of gpt_core.history and of `herd replay` and `herd compare`."""
+"""Promises of gpt_core.training.history and of `herd replay` and `herd compare`."""
 
 import random
 from dataclasses import replace
@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from cluster.journal import Journal
-from gpt_core import history
+from cluster.recording.journal import Journal
 from gpt_core.errors import CheckpointError, RunFailedError, SettingsError
-from gpt_core.observer import Silence
-from gpt_core.presets import ModelShape
-from gpt_core.schedule import Recipe
+from gpt_core.model.presets import ModelShape
 from gpt_core.settings import CompareSettings, ReplaySettings
-from gpt_core.training import train
-from gpt_core.training_plan import TrainingPlan
+from gpt_core.training import history
+from gpt_core.training.loop import train
+from gpt_core.training.observer import Silence
+from gpt_core.training.schedule import Recipe
+from gpt_core.training.training_plan import TrainingPlan
 from jobs import compare, replay
 from tests.unit import tiny_corpus
 

@@ -1,4 +1,4 @@
-"""Promises of cluster.http_api and cluster.http_guard, over an engine that is a few lines of Python."""
+"""Promises of cluster.serving.http_api and cluster.serving.http_guard, over an engine that is a few lines of Python."""
 
 import asyncio
 import json
@@ -7,12 +7,12 @@ import logging
 import pytest
 from starlette.testclient import TestClient
 
-from cluster.completions_schema import ServedModel
-from cluster.http_api import Admission, Api, Limits, build_app
-from cluster.http_guard import Access, access_for, is_loopback
+from cluster.serving.completions_schema import ServedModel
+from cluster.serving.http_api import Admission, Api, Limits, build_app
+from cluster.serving.http_guard import Access, access_for, is_loopback
 from gpt_core.errors import ResourceError
-from gpt_core.generation import Completion, TokenEvent
-from gpt_core.tokenizer import load_tokenizer
+from gpt_core.generation.request import Completion, TokenEvent
+from gpt_core.tokens.tokenizer import load_tokenizer
 
 BYTES = load_tokenizer("bytes")
 MODEL = ServedModel("tiny", BYTES, window_tokens=32, fingerprint="herd-0", created=7)
@@ -123,7 +123,7 @@ def test_health_is_of_this_process_and_readiness_of_the_engine(monkeypatch):
     client, engine, admission = make()
     assert client.get("/health").status_code == client.get("/ready").status_code == 200
     engine.is_well = False
-    monkeypatch.setattr("cluster.http_api._CHECK_SECONDS", 0.01)
+    monkeypatch.setattr("cluster.serving.http_api._CHECK_SECONDS", 0.01)
     assert client.get("/health").status_code == 200
     assert_error(client.get("/ready"), 503, "not_ready")
     engine.is_well, admission.is_draining = True, True
@@ -183,7 +183,7 @@ def test_a_full_service_says_when_to_try_again():
 def test_a_service_whose_engine_does_not_answer_yet_says_so_at_once(monkeypatch):
     client, engine, _ = make()
     engine.is_well = False
-    monkeypatch.setattr("cluster.http_api._CHECK_SECONDS", 0.01)
+    monkeypatch.setattr("cluster.serving.http_api._CHECK_SECONDS", 0.01)
     for stream in (False, True):
         response = complete(client, prompt="a", stream=stream)
         assert assert_error(response, 503, "not_ready")["type"] == "server_error"

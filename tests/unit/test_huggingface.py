@@ -1,4 +1,4 @@
-"""Promises of gpt_core.huggingface."""
+"""Promises of gpt_core.exchange.huggingface."""
 
 import hashlib
 import json
@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt_core.checkpoint import Checkpoint, Description
 from gpt_core.errors import CheckpointError, StaleOutputError
-from gpt_core.huggingface import export_model, import_model, merges_of, write_tokenizer
-from gpt_core.model import GPT
-from gpt_core.presets import PRESETS, ModelShape
-from gpt_core.tokenizer import load_tokenizer
-from gpt_core.vocabulary import GPT2_FILES_SHA256, gpt2_ranks
+from gpt_core.exchange.huggingface import export_model, import_model, merges_of, write_tokenizer
+from gpt_core.model.gpt import GPT
+from gpt_core.model.presets import PRESETS, ModelShape
+from gpt_core.tokens.tokenizer import load_tokenizer
+from gpt_core.tokens.vocabulary import GPT2_FILES_SHA256, gpt2_ranks
+from gpt_core.training.checkpoint import Checkpoint, Description
 
 transformers = pytest.importorskip("transformers", reason="pip install transformers (a dev dependency)")
 GPT2_TOKENIZER = {"name": "gpt2", "vocabulary_size": 50257, "end_of_text": 50256}

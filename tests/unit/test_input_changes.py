@@ -1,4 +1,4 @@
-"""Promises of gpt_core.input_changes: an edit is seen at any byte, of any format, and nothing else is."""
+"""Promises of gpt_core.documents.input_changes: an edit is seen at any byte, of any format, and nothing else is."""
 
 import gzip
 import os
@@ -13,9 +13,8 @@ import pytest
 import xxhash
 import zstandard
 
-from gpt_core.document_batch import ReadingOptions
-from gpt_core.documents import read_batches
-from gpt_core.input_changes import (
+from gpt_core.documents.document_batch import ReadingOptions
+from gpt_core.documents.input_changes import (
     InputFacts,
     edited_since,
     edited_since_made,
@@ -25,9 +24,10 @@ from gpt_core.input_changes import (
     times_of,
     write_times,
 )
-from gpt_core.piece_witness import PieceFacts
-from gpt_core.shard_plan import ShardPlans, plan_shards
-from gpt_core.source_files import SourceSpec, list_files
+from gpt_core.documents.piece_witness import PieceFacts
+from gpt_core.documents.reader import read_batches
+from gpt_core.documents.shard_plan import ShardPlans, plan_shards
+from gpt_core.documents.source_files import SourceSpec, list_files
 
 _LINES = b"".join(b'{"text": "line %d"}\n' % number for number in range(400))
 _SHARD_BYTES = 1500

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from cluster import input_guard, tokenizing
-from gpt_core import manifest
+from gpt_core.corpus import manifest
+from gpt_core.corpus.tokenize_shard import ShardTokenizer
+from gpt_core.documents.input_changes import gather
+from gpt_core.documents.source_files import SourceSpec, list_files
 from gpt_core.errors import CorpusError, StaleOutputError
-from gpt_core.input_changes import gather
 from gpt_core.ledger import Ledger
 from gpt_core.settings import TokenizeSettings
-from gpt_core.source_files import SourceSpec, list_files
-from gpt_core.tokenize_shard import ShardTokenizer
 
 
 @pytest.fixture

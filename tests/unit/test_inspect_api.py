@@ -1,4 +1,4 @@
-"""Promises of cluster.inspect_api and cluster.page_files: what the page asks, and what it is made of."""
+"""Promises of serving.inspect_api and serving.page_files: what the page asks, and what it is made of."""
 
 import asyncio
 import hashlib
@@ -11,15 +11,15 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
-from cluster.completions_schema import ServedModel
-from cluster.http_api import Admission, Api, Limits, build_app
-from cluster.http_guard import Access, access_for
-from cluster.inspect_api import MAX_INSPECTIONS, InspectApi
-from cluster.page_files import FOLDER, joined_script, page_in_one_file, read_page
-from gpt_core.inspection import Inspector
-from gpt_core.model import GPT
-from gpt_core.presets import ModelShape
-from gpt_core.tokenizer import load_tokenizer
+from cluster.serving.completions_schema import ServedModel
+from cluster.serving.http_api import Admission, Api, Limits, build_app
+from cluster.serving.http_guard import Access, access_for
+from cluster.serving.inspect_api import MAX_INSPECTIONS, InspectApi
+from cluster.serving.page_files import FOLDER, joined_script, page_in_one_file, read_page
+from gpt_core.inspection.inspection import Inspector
+from gpt_core.model.gpt import GPT
+from gpt_core.model.presets import ModelShape
+from gpt_core.tokens.tokenizer import load_tokenizer
 from tests.reference import gpt2_numpy
 
 BYTES = load_tokenizer("bytes")

@@ -1,4 +1,4 @@
-"""Promises of gpt_core.inspection and gpt_core.activations, against a float64 forward pass in NumPy."""
+"""Promises of inspection.inspection and inspection.activations, against a float64 forward pass in NumPy."""
 
 import base64
 
@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_core.errors import UserError
-from gpt_core.inspection import MAX_TOKENS, PARTS, TEMPERATURES, Inspector, Query
-from gpt_core.model import GPT
-from gpt_core.presets import ModelShape
-from gpt_core.tokenizer import load_tokenizer
+from gpt_core.inspection.inspection import MAX_TOKENS, PARTS, TEMPERATURES, Inspector, Query
+from gpt_core.model.gpt import GPT
+from gpt_core.model.presets import ModelShape
+from gpt_core.tokens.tokenizer import load_tokenizer
 from tests.reference import gpt2_numpy, gpt2_steps
 
 BYTES = load_tokenizer("bytes")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.journal import Journal, Point, Series, Tail, points_of, read_all, stride
+from cluster.recording.journal import Journal, Point, Series, Tail, points_of, read_all, stride
 from gpt_core.errors import ResourceError
 
 

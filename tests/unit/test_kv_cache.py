@@ -1,9 +1,9 @@
-"""Promises of gpt_core.kv_cache."""
+"""Promises of gpt_core.generation.kv_cache."""
 
 import torch
 
-from gpt_core.kv_cache import BLOCK_SLOTS, CacheBlock, KVCache, round_up
-from gpt_core.presets import ModelShape
+from gpt_core.generation.kv_cache import BLOCK_SLOTS, CacheBlock, KVCache, round_up
+from gpt_core.model.presets import ModelShape
 
 SHAPE = ModelShape(2, 2, 8, 300, 50)
 CPU = torch.device("cpu")

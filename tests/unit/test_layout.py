@@ -1,4 +1,4 @@
-"""Promises of gpt_core.layout: cuts that ranks can share by, and a norm that does not depend on them."""
+"""Promises of gpt_core.training.layout: cuts that ranks can share by, and a norm that does not depend on them."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_core.layout import CHUNK_ELEMENTS, chunk_norms, clip_, layout_of
-from gpt_core.model import GPT
-from gpt_core.presets import PRESETS, ModelShape
+from gpt_core.model.gpt import GPT
+from gpt_core.model.presets import PRESETS, ModelShape
+from gpt_core.training.layout import CHUNK_ELEMENTS, chunk_norms, clip_, layout_of
 
 
 def layout_for(shape):

@@ -1,4 +1,4 @@
-"""Promises of gpt_core.learner and gpt_core.optimizer."""
+"""Promises of gpt_core.training.learner and gpt_core.training.optimizer."""
 
 import weakref
 
@@ -11,12 +11,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from gpt_core.errors import RunFailedError, SettingsError
-from gpt_core.learner import Learner
-from gpt_core.model import GPT
-from gpt_core.presets import ModelShape
-from gpt_core.reduction import Ranks
-from gpt_core.schedule import Recipe
-from gpt_core.step import Compute, Votes
+from gpt_core.model.gpt import GPT
+from gpt_core.model.presets import ModelShape
+from gpt_core.training.learner import Learner
+from gpt_core.training.reduction import Ranks
+from gpt_core.training.schedule import Recipe
+from gpt_core.training.step import Compute, Votes
 from tests.unit.gloo_ranks import run_on_ranks
 
 SHAPE = ModelShape(2, 2, 24, 16, 67, dropout=0.1)

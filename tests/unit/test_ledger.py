@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from gpt_core.corpus.manifest_tables import ShardEntry, shard_tables
+from gpt_core.corpus.shards import ShardStats
 from gpt_core.errors import StaleOutputError
 from gpt_core.ledger import FOLDER, Ledger
-from gpt_core.manifest_tables import ShardEntry, shard_tables
-from gpt_core.shards import ShardStats
 
 
 @pytest.fixture(params=["path", "url"])

@@ -1,10 +1,10 @@
-"""Promises of gpt_core.linear_kernels."""
+"""Promises of gpt_core.generation.linear_kernels."""
 
 import pytest
 import torch
 
-from gpt_core import linear_kernels
-from gpt_core.linear_kernels import can_compute_int8, can_pack, int8_linear, packed_linear, plain_linear
+from gpt_core.generation import linear_kernels
+from gpt_core.generation.linear_kernels import can_compute_int8, can_pack, int8_linear, packed_linear, plain_linear
 
 CPU = torch.device("cpu")
 
@@ -27,7 +27,7 @@ def test_packing_is_refused_where_the_operators_are_missing(monkeypatch):
     def missing(*_, **__):
         raise AttributeError("no such operator")
 
-    monkeypatch.setattr("gpt_core.linear_kernels.packed_linear", missing)
+    monkeypatch.setattr("gpt_core.generation.linear_kernels.packed_linear", missing)
     assert not can_pack(CPU, torch.float32)
 
 
@@ -35,7 +35,7 @@ def test_packing_is_refused_where_the_result_is_wrong(monkeypatch):
     def wrong(weight, bias, *, gelu):
         return lambda x: plain_linear(weight, bias, gelu=gelu)(x) + 0.5
 
-    monkeypatch.setattr("gpt_core.linear_kernels.packed_linear", wrong)
+    monkeypatch.setattr("gpt_core.generation.linear_kernels.packed_linear", wrong)
     assert not can_pack(CPU, torch.float32)
 
 

@@ -1,11 +1,11 @@
-"""Promises of gpt_core.loss."""
+"""Promises of gpt_core.model.loss."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from gpt_core import loss
+from gpt_core.model import loss
 from tests.reference import gpt2_numpy
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import xxhash
 
-from gpt_core import manifest
+from gpt_core.corpus import manifest
+from gpt_core.corpus.manifest import Absent, Differs, FileEntry, Same
 from gpt_core.errors import CorpusError, RunFailedError
-from gpt_core.manifest import Absent, Differs, FileEntry, Same
 from gpt_core.storage import Storage
 from tests.unit import tiny_corpus
 from tests.unit.tiny_corpus import SETTINGS, TinyCorpus

@@ -5,13 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gpt_core.learner import Learner
-from gpt_core.masked_windows import masked, num_targets
-from gpt_core.model import GPT
-from gpt_core.presets import ModelShape
-from gpt_core.reduction import Ranks
-from gpt_core.schedule import Recipe
-from gpt_core.step import Compute
+from gpt_core.finetuning.masked_windows import masked, num_targets
+from gpt_core.model.gpt import GPT
+from gpt_core.model.presets import ModelShape
+from gpt_core.training.learner import Learner
+from gpt_core.training.reduction import Ranks
+from gpt_core.training.schedule import Recipe
+from gpt_core.training.step import Compute
 from tests.reference.gpt2_numpy import cross_entropy, logits
 from tests.unit.gloo_ranks import run_on_ranks
 

@@ -1,13 +1,13 @@
-"""Promises of gpt_core.model."""
+"""Promises of gpt_core.model.gpt."""
 
 import numpy as np
 import pytest
 import torch
 
 from gpt_core.errors import SettingsError
-from gpt_core.loss import token_losses
-from gpt_core.model import GPT, gelu_by_sigmoid, initial_values
-from gpt_core.presets import PRESETS, ModelShape
+from gpt_core.model.gpt import GPT, gelu_by_sigmoid, initial_values
+from gpt_core.model.loss import token_losses
+from gpt_core.model.presets import PRESETS, ModelShape
 from tests.reference import gpt2_numpy
 
 TINY = ModelShape(n_layer=3, n_head=2, n_embd=16, num_positions=24, vocabulary_size=61)

@@ -7,20 +7,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.api_error import ApiError
-from cluster.completions_schema import ServedModel, parse_completions
-from gpt_core.document_batch import Document, ReadingOptions
-from gpt_core.documents import read_documents
+from cluster.serving.api_error import ApiError
+from cluster.serving.completions_schema import ServedModel, parse_completions
+from gpt_core.documents.document_batch import Document, ReadingOptions
+from gpt_core.documents.reader import read_documents
+from gpt_core.documents.shard_plan import Piece, ShardPlan
+from gpt_core.documents.source_files import SourceSpec, list_files
 from gpt_core.errors import SettingsError
-from gpt_core.generation import Sampling
-from gpt_core.huggingface import write_tokenizer
-from gpt_core.midi import DamagedMidiError, read_midi, write_midi
-from gpt_core.music import NUM_EVENTS, WORDS, Note, bin_velocity, events_of, notes_of, text_of, velocity_bin, with_pedal
-from gpt_core.prompts import read_range, scan_prompts
+from gpt_core.exchange.huggingface import write_tokenizer
+from gpt_core.generation.prompts import read_range, scan_prompts
+from gpt_core.generation.request import Sampling
 from gpt_core.settings import TokenizeSettings
-from gpt_core.shard_plan import Piece, ShardPlan
-from gpt_core.source_files import SourceSpec, list_files
-from gpt_core.tokenizer import load_tokenizer
+from gpt_core.tokens.midi import DamagedMidiError, read_midi, write_midi
+from gpt_core.tokens.music import (
+    NUM_EVENTS,
+    WORDS,
+    Note,
+    bin_velocity,
+    events_of,
+    notes_of,
+    text_of,
+    velocity_bin,
+    with_pedal,
+)
+from gpt_core.tokens.tokenizer import load_tokenizer
 
 symusic = pytest.importorskip("symusic", reason="pip install symusic (the extra music)")
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt_core.corpus.order import Cell, Cells, Mixture, Order, SourceStream, block_counts, num_windows
 from gpt_core.errors import CorpusError
-from gpt_core.order import Cell, Cells, Mixture, Order, SourceStream, block_counts, num_windows
 
 GPT3 = [0.60, 0.22, 0.08, 0.08, 0.03]
 

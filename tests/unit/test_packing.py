@@ -1,18 +1,18 @@
-"""Promises of gpt_core.packing and what reads packs: no example is cut, no window crosses, targets alone are learnt."""
+"""Promises of packs and their readers: no example is cut, no window crosses, targets alone are learnt."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_core import manifest
+from gpt_core.corpus import manifest
+from gpt_core.corpus.manifest import ManifestContents, ShardEntry, TokenizerEntry
+from gpt_core.corpus.shards import ShardReader, ShardWriter
+from gpt_core.corpus.trace import trace_cell
 from gpt_core.errors import SettingsError
-from gpt_core.manifest import ManifestContents, ShardEntry, TokenizerEntry
-from gpt_core.masked_windows import is_masked, masked, num_targets, target_rows, unmasked
-from gpt_core.packing import PackWriter, target_mask
-from gpt_core.shards import ShardReader, ShardWriter
-from gpt_core.supervised_corpus import SupervisedCorpus, open_corpus
-from gpt_core.trace import trace_cell
+from gpt_core.finetuning.masked_windows import is_masked, masked, num_targets, target_rows, unmasked
+from gpt_core.finetuning.packing import PackWriter, target_mask
+from gpt_core.finetuning.supervised_corpus import SupervisedCorpus, open_corpus
 
 END = 9
 EXAMPLES = [([1, 2], [3]), ([4], [5, 6]), ([7], [8])]  # of 4, 4 and 3 tokens, end of text included

@@ -1,12 +1,13 @@
-"""Promises of gpt_core.planning and of `herd plan`; figures by hand or from the papers named beside them."""
+"""Promises of gpt_core.training.planning and of `herd plan`; figures by hand or from the papers named beside them."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_core import precision
 from gpt_core.errors import ResourceError, SettingsError
-from gpt_core.planning import (
+from gpt_core.model import precision
+from gpt_core.model.presets import PRESETS, ModelShape
+from gpt_core.training.planning import (
     GPUS,
     CorpusNeeds,
     Duration,
@@ -17,8 +18,7 @@ from gpt_core.planning import (
     layout_of,
     petaflops_days,
 )
-from gpt_core.presets import PRESETS, ModelShape
-from gpt_core.schedule import BatchRamp
+from gpt_core.training.schedule import BatchRamp
 from jobs import cli
 
 GPT3 = Work(PRESETS["gpt3-175b"].shape, 300e9, 3.2e6, 2048)

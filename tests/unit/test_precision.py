@@ -1,11 +1,11 @@
-"""Promises of gpt_core.precision."""
+"""Promises of gpt_core.model.precision."""
 
 import pytest
 import torch
 
-from gpt_core import precision
 from gpt_core.errors import ResourceError
-from gpt_core.precision import choose_dtype, peak_flops
+from gpt_core.model import precision
+from gpt_core.model.precision import choose_dtype, peak_flops
 
 CPU = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""Promises of cluster.predicting and of what gpt_core.planning expects of a run."""
+"""Promises of cluster.recording.predicting and of what gpt_core.training.planning expects of a run."""
 
 import json
 from dataclasses import replace
@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.journal import Journal
-from cluster.predicting import EXPECTED, actual_figures, record_comparison, write_expectation
-from gpt_core.planning import expect, worker_bytes
-from gpt_core.presets import PRESETS, ModelShape
-from gpt_core.product_rate import product_rate
-from gpt_core.training_plan import TrainingPlan
+from cluster.recording.journal import Journal
+from cluster.recording.predicting import EXPECTED, actual_figures, record_comparison, write_expectation
+from gpt_core.model.presets import PRESETS, ModelShape
+from gpt_core.model.product_rate import product_rate
+from gpt_core.training.planning import expect, worker_bytes
+from gpt_core.training.training_plan import TrainingPlan
 
 PLAN = TrainingPlan(
     corpus="corpus",

@@ -1,4 +1,4 @@
-"""Promises of gpt_core.prefetch."""
+"""Promises of gpt_core.training.prefetch."""
 
 import time
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpt_core.errors import CorpusError
-from gpt_core.prefetch import Prefetcher
+from gpt_core.training.prefetch import Prefetcher
 
 
 def test_batches_come_in_the_order_of_their_steps():

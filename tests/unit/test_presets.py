@@ -1,9 +1,9 @@
-"""Promises of gpt_core.presets."""
+"""Promises of gpt_core.model.presets."""
 
 import pytest
 
 from gpt_core.errors import SettingsError
-from gpt_core.presets import PRESETS, ModelShape, find_preset
+from gpt_core.model.presets import PRESETS, ModelShape, find_preset
 
 EXACT_COUNTS = {
     "gpt2": 124_439_808,

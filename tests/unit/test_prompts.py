@@ -1,4 +1,4 @@
-"""Promises of gpt_core.prompts: every row is a prompt or set aside, and ranges give back what the scan saw."""
+"""Promises of generation.prompts: every row is a prompt or set aside, and ranges give back what the scan saw."""
 
 import gzip
 import json
@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_core.errors import CorpusError
-from gpt_core.generation import Sampling
-from gpt_core.prompt_files import MAX_ROW_BYTES
-from gpt_core.prompts import read_range, scan_prompts
+from gpt_core.generation.prompt_files import MAX_ROW_BYTES
+from gpt_core.generation.prompts import read_range, scan_prompts
+from gpt_core.generation.request import Sampling
 
 SAMPLING = Sampling(max_tokens=5)
 

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from cluster.journal import read_all
-from cluster.record_book import RecordBook
+from cluster.recording.journal import read_all
+from cluster.recording.record_book import RecordBook
 from gpt_core.errors import ResourceError
 
 FULL = r"found No space left on device; expected a place with room to write; free space and run it again$"

@@ -1,4 +1,4 @@
-"""Promises of gpt_core.recording: what lies in the page is what a service would answer."""
+"""Promises of gpt_core.inspection.recording: what lies in the page is what a service would answer."""
 
 import json
 from base64 import b64decode
@@ -6,11 +6,11 @@ from base64 import b64decode
 import numpy as np
 import torch
 
-from gpt_core.inspection import Inspector, Query
-from gpt_core.model import GPT
-from gpt_core.presets import ModelShape
-from gpt_core.recording import record
-from gpt_core.tokenizer import load_tokenizer
+from gpt_core.inspection.inspection import Inspector, Query
+from gpt_core.inspection.recording import record
+from gpt_core.model.gpt import GPT
+from gpt_core.model.presets import ModelShape
+from gpt_core.tokens.tokenizer import load_tokenizer
 
 SHAPE = ModelShape(2, 2, 16, num_positions=40, vocabulary_size=257, attention_band=4)
 IDS = tuple(b"what lies in the page")

@@ -1,4 +1,4 @@
-"""Promises of gpt_core.reduction."""
+"""Promises of gpt_core.training.reduction."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_core import reduction
-from gpt_core.reduction import TreeSum, gather_parts, part_of, scatter_sum, sum_over_ranks
+from gpt_core.training import reduction
+from gpt_core.training.reduction import TreeSum, gather_parts, part_of, scatter_sum, sum_over_ranks
 from tests.unit.gloo_ranks import run_on_ranks
 
 

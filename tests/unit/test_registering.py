@@ -9,11 +9,11 @@ import pytest
 
 from cluster.registering import register, with_local_checkpoint
 from cluster.tracking import TrackingOptions, open_run
-from gpt_core import checkpoint
-from gpt_core.checkpoint import Description
 from gpt_core.errors import CheckpointError
-from gpt_core.generation import GenerationRequest, Sampling
+from gpt_core.generation.request import GenerationRequest, Sampling
 from gpt_core.settings import GenerateJob, PretrainSettings, ServeJob
+from gpt_core.training import checkpoint
+from gpt_core.training.checkpoint import Description
 from tests.unit.tiny_engine import SHAPE, TOKENIZER, make_engine, make_weights
 
 PROMPTS = ["def main(", "return", "return"]
@@ -144,7 +144,8 @@ def test_other_jobs_take_a_registered_model_as_checkpoint_to_the_bit(outputs, la
 
 
 def test_generating_and_serving_by_name_compute_with_the_registered_weights(outputs, tmp_path, monkeypatch, capsys):
-    from cluster import generating, service
+    from cluster import generating
+    from cluster.serving import service
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{outputs}/mlflow.db")
     monkeypatch.chdir(tmp_path)
@@ -182,7 +183,7 @@ def test_a_missing_database_is_not_made_by_asking(tmp_path, monkeypatch):
 
 
 def test_a_tokenizer_outside_of_the_model_is_refused(outputs, tmp_path):
-    from gpt_core.registered_model import package, unpack
+    from gpt_core.exchange.registered_model import package, unpack
 
     folder = package(checkpoint.load(outputs / "run0"), tmp_path / "model")
     facts = json.loads((folder / "herd.json").read_text())

@@ -1,4 +1,4 @@
-"""Promises of gpt_core.reject_lines: lines count from the beginning of the file, whoever read its middle."""
+"""Promises of gpt_core.corpus.reject_lines: lines count from the beginning of the file, whoever read its middle."""
 
 import json
 import random
@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import xxhash
 
+from gpt_core.corpus.reject_lines import number_lines
+from gpt_core.corpus.tokenize_shard import ShardTokenizer, TokenizeOptions
+from gpt_core.documents.input_changes import gather
+from gpt_core.documents.shard_plan import ShardPlans, plan_shards
+from gpt_core.documents.source_files import SourceSpec, list_files
 from gpt_core.errors import CorpusError
-from gpt_core.input_changes import gather
-from gpt_core.reject_lines import number_lines
-from gpt_core.shard_plan import ShardPlans, plan_shards
-from gpt_core.source_files import SourceSpec, list_files
-from gpt_core.tokenize_shard import ShardTokenizer, TokenizeOptions
 
 _BAD = [b"broken", b'{"text": 5}', b'{"text": ""}', b"\xff", b'{"text": "' + b"x" * 900 + b'"}']
 

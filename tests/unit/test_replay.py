@@ -8,11 +8,11 @@ from collections import Counter
 
 import pytest
 
-from cluster import patience
-from cluster.acknowledged import Acknowledged
-from cluster.journal import Journal
-from cluster.record_book import RecordBook
-from cluster.replay import Replayer
+from cluster.recording import patience
+from cluster.recording.acknowledged import Acknowledged
+from cluster.recording.journal import Journal
+from cluster.recording.record_book import RecordBook
+from cluster.recording.replay import Replayer
 
 
 class Unreliable:
@@ -126,7 +126,7 @@ def _no_long_waits(monkeypatch):
     monkeypatch.setattr(patience, "_FIRST_DELAY_SECONDS", 0.001)
     monkeypatch.setattr(patience, "_LONGEST_DELAY_SECONDS", 0.01)
     monkeypatch.setattr(patience, "_CLOSING_DELAY_SECONDS", 0.001)
-    monkeypatch.setattr("cluster.replay._POLL_SECONDS", 0.005)
+    monkeypatch.setattr("cluster.recording.replay._POLL_SECONDS", 0.005)
 
 
 def run_job(folder, store, steps, seconds=100.0):
@@ -206,7 +206,7 @@ def test_runs_deleted_from_the_store_are_written_anew(tmp_path, capsys):
 
 def test_outage_is_told_once_and_the_job_does_not_wait_for_it(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(patience, "_QUIET_OUTAGE_SECONDS", 0.0)
-    monkeypatch.setattr("cluster.replay._CLOSING_OUTAGE_SECONDS", 0.1)
+    monkeypatch.setattr("cluster.recording.replay._CLOSING_OUTAGE_SECONDS", 0.1)
     store = Unreliable(lambda call: "before")
     assert not run_job(tmp_path / "tracking", store, range(1, 100))
     told = capsys.readouterr().err

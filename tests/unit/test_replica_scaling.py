@@ -1,11 +1,11 @@
-"""Promises of cluster.replica_scaling."""
+"""Promises of cluster.serving.replica_scaling."""
 
 from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
 
-from cluster.replica_scaling import SAMPLES, SlotScaling, replica_options
+from cluster.serving.replica_scaling import SAMPLES, SlotScaling, replica_options
 from gpt_core.settings import EngineSettings
 
 

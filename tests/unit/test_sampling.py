@@ -1,4 +1,4 @@
-"""Promises of gpt_core.sampling: exact draws, keyed by a counter, the same in any company."""
+"""Promises of gpt_core.generation.sampling: exact draws, keyed by a counter, the same in any company."""
 
 import math
 
@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_core.generation import GenerationRequest, Sampling
-from gpt_core.sampling import draw, draw_key, penalise, plan_draws, token_logprobs, top_candidates, uniform
+from gpt_core.generation.request import GenerationRequest, Sampling
+from gpt_core.generation.sampling import draw, draw_key, penalise, plan_draws, token_logprobs, top_candidates, uniform
 from tests.reference import sampling_plain
 
 VOCABULARY = 640

@@ -1,11 +1,11 @@
-"""Promises of gpt_core.schedule."""
+"""Promises of gpt_core.training.schedule."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_core.errors import SettingsError
-from gpt_core.schedule import BatchRamp, Recipe, is_power_of_two, learning_rate_share
+from gpt_core.training.schedule import BatchRamp, Recipe, is_power_of_two, learning_rate_share
 
 RECIPE = Recipe(warmup_tokens=100, decay_tokens=1100, min_learning_rate_share=0.1)
 

@@ -1,12 +1,12 @@
-"""Promises of gpt_core.self_check: a shape whose bits differ is found and dropped, whatever the reason."""
+"""Promises of gpt_core.generation.self_check: a shape whose bits differ is found and dropped, whatever the reason."""
 
 import pytest
 import torch
 
-from gpt_core import self_check
-from gpt_core.decoder import Decoder
-from gpt_core.engine import Engine, EngineOptions
-from gpt_core.generation import GenerationRequest, Sampling
+from gpt_core.generation import self_check
+from gpt_core.generation.decoder import Decoder
+from gpt_core.generation.engine import Engine, EngineOptions
+from gpt_core.generation.request import GenerationRequest, Sampling
 from tests.unit.tiny_engine import SHAPE, TOKENIZER, make_weights
 
 

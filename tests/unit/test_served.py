@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster import service
+from cluster.serving import service
 from cluster.tracking import TrackingOptions, library, open_run
 from cluster.tracking.served import TAG, linked_to_page
-from gpt_core import checkpoint
 from gpt_core.settings import ServeSettings
+from gpt_core.training import checkpoint
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
 PAGE = "http://127.0.0.1:8000/"

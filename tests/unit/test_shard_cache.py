@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 
 from gpt_core import storage as storage_module
-from gpt_core.checkpoint import weights_digest
-from gpt_core.corpus import Corpus
+from gpt_core.corpus.corpus import Corpus
+from gpt_core.corpus.order import Cells, Order
+from gpt_core.corpus.shard_cache import RemoteShard, ShardCache
+from gpt_core.corpus.shard_fetcher import ShardFetcher
 from gpt_core.errors import CorpusError, ResourceError
-from gpt_core.order import Cells, Order
-from gpt_core.presets import ModelShape
-from gpt_core.shard_cache import RemoteShard, ShardCache
-from gpt_core.shard_fetcher import ShardFetcher
-from gpt_core.training import train
-from gpt_core.training_plan import TrainingPlan
+from gpt_core.model.presets import ModelShape
+from gpt_core.training.checkpoint import weights_digest
+from gpt_core.training.loop import train
+from gpt_core.training.training_plan import TrainingPlan
 from tests.s3_server import Proxy, s3_bucket, upload
 from tests.tiny_corpus import write_tiny_corpus
 from tests.unit import tiny_corpus
@@ -190,7 +190,8 @@ def test_a_worker_killed_while_fetching_leaves_nothing_wrong(stored: str, proxy:
     shard = shards_of(Corpus(stored))[0]
     arguments = [str(tmp_path / "cache"), shard.url, str(shard.num_bytes), shard.digest]
     code = (
-        "import sys; from gpt_core.shard_cache import RemoteShard, ShardCache; folder, url, size, digest = sys.argv[1:]"
+        "import sys; from gpt_core.corpus.shard_cache import RemoteShard, ShardCache"
+        "; folder, url, size, digest = sys.argv[1:]"
         "\nShardCache(folder, 100_000).hold(RemoteShard(url, int(size), digest))"
     )
     proxy.mood = lambda path: "stall"

@@ -1,4 +1,4 @@
-"""Promises of gpt_core.shard_plan: every byte in one shard, the same on every machine."""
+"""Promises of gpt_core.documents.shard_plan: every byte in one shard, the same on every machine."""
 
 import pickle
 import time
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_core.shard_plan import Piece, plan_shards
-from gpt_core.source_files import SourceFile
+from gpt_core.documents.shard_plan import Piece, plan_shards
+from gpt_core.documents.source_files import SourceFile
 
 
 def lines(name: str, num_bytes: int, source: str = "s") -> SourceFile:

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from gpt_core import checkpoint
 from gpt_core.errors import SettingsError
-from gpt_core.reduction import Ranks
-from gpt_core.schedule import Recipe
-from gpt_core.training import train
+from gpt_core.training import checkpoint
+from gpt_core.training.loop import train
+from gpt_core.training.reduction import Ranks
+from gpt_core.training.schedule import Recipe
 from tests.unit import tiny_corpus
 from tests.unit.gloo_ranks import run_on_ranks
 from tests.unit.tiny_run import NUM_STEPS, Recorder, digest_of, tiny_plan, train_and_tell

@@ -16,9 +16,9 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_core import shards
+from gpt_core.corpus import shards
+from gpt_core.corpus.shards import ShardReader, ShardWriter, with_end_of_text
 from gpt_core.errors import CorpusError
-from gpt_core.shards import ShardReader, ShardWriter, with_end_of_text
 
 EOT = 50256
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from gpt_core.shards import ShardWriter
+from gpt_core.corpus.shards import ShardWriter
 
 DOCUMENTS = [[5, 6, 50256], [50256], [7, 50256]]
 ROWS = [("a.txt", 0, 4), ("a.txt", 4, 4), ("b/c.txt", 10, 12)]

@@ -1,4 +1,4 @@
-"""Promises of gpt_core.source_files: which files are found, and what they are called."""
+"""Promises of gpt_core.documents.source_files: which files are found, and what they are called."""
 
 import os
 import sysconfig
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt_core.documents.source_files import SourceSpec, find_files, list_files
 from gpt_core.errors import CorpusError
-from gpt_core.source_files import SourceSpec, find_files, list_files
 
 NAMES = [
     "a.txt",

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from cluster.completions_schema import ServedModel, parse_completions, parse_tokenize
+from cluster.serving.completions_schema import ServedModel, parse_completions, parse_tokenize
 from gpt_core.errors import CorpusError
-from gpt_core.huggingface import write_tokenizer
-from gpt_core.tokenizer import load_tokenizer
-from gpt_core.train_tokenizer import write_ranks
-from gpt_core.vocabulary import END_OF_TEXT, format_ranks, read_vocabulary
+from gpt_core.exchange.huggingface import write_tokenizer
+from gpt_core.tokens.tokenizer import load_tokenizer
+from gpt_core.tokens.train_tokenizer import write_ranks
+from gpt_core.tokens.vocabulary import END_OF_TEXT, format_ranks, read_vocabulary
 
 RANKS = {bytes([byte]): byte for byte in range(256)} | {b"ab": 256}
 SPECIALS = ("<to-fr>", "[toCode]")

@@ -1,9 +1,9 @@
-"""Promises of gpt_core.stop_strings."""
+"""Promises of gpt_core.generation.stop_strings."""
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gpt_core.stop_strings import TextStream
+from gpt_core.generation.stop_strings import TextStream
 
 
 def cut(data, sizes):

@@ -10,15 +10,15 @@ import pyarrow.fs
 import pytest
 
 from cluster import input_guard, tokenizing
-from gpt_core import manifest
 from gpt_core import storage as storage_module
-from gpt_core.corpus import Corpus
+from gpt_core.corpus import manifest
+from gpt_core.corpus.corpus import Corpus
+from gpt_core.corpus.tokenize_shard import ShardTokenizer
+from gpt_core.corpus.verify import verify
 from gpt_core.errors import StaleOutputError
 from gpt_core.ledger import Ledger
 from gpt_core.settings import TokenizeSettings
 from gpt_core.storage import Storage
-from gpt_core.tokenize_shard import ShardTokenizer
-from gpt_core.verify import verify
 from tests.corpus_text import write_sources
 
 if importlib.util.find_spec("gcp_storage_emulator") is None:

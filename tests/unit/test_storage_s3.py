@@ -10,10 +10,10 @@ import pyarrow.fs
 import pytest
 
 from gpt_core import storage as storage_module
-from gpt_core.shard_plan import plan_shards
-from gpt_core.source_files import SourceSpec, list_files
+from gpt_core.corpus.tokenize_shard import ShardTokenizer, TokenizeOptions
+from gpt_core.documents.shard_plan import plan_shards
+from gpt_core.documents.source_files import SourceSpec, list_files
 from gpt_core.storage import Storage
-from gpt_core.tokenize_shard import ShardTokenizer, TokenizeOptions
 from tests.s3_server import Proxy, s3_bucket
 
 

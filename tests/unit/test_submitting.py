@@ -11,12 +11,12 @@ from typing import Literal
 
 import pytest
 
-from cluster import submitting
-from cluster.follower import Follower
-from cluster.head import Head, HeadSilentError, JobState, Nodes
-from cluster.head_address import address_of
-from cluster.job_package import SETTINGS_FILE, package_of
-from cluster.needs import needs_of, unmet
+from cluster.submission import submitting
+from cluster.submission.follower import Follower
+from cluster.submission.head import Head, HeadSilentError, JobState, Nodes
+from cluster.submission.head_address import address_of
+from cluster.submission.job_package import SETTINGS_FILE, package_of
+from cluster.submission.needs import needs_of, unmet
 from gpt_core.errors import ResourceError, RunFailedError
 from gpt_core.settings import (
     ClusterSettings,
@@ -234,7 +234,7 @@ def test_code_above_a_megabyte_is_refused_with_the_largest_file(tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr("cluster.follower._RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("cluster.submission.follower._RETRY_SECONDS", 0.0)
 
 
 def test_rays_own_lines_before_the_jobs_first_are_left_out(capsys):
@@ -255,7 +255,7 @@ def test_a_silent_head_is_asked_again_for_minutes_and_then_the_job_is_told_to_go
     silent = HeadSilentError("head", "no answer (connection refused)", "a head", "check")
     head = FakeHead([], [silent, silent, state("SUCCEEDED", 0)])
     assert Follower(head, "job-1").run().status == "SUCCEEDED"
-    monkeypatch.setattr("cluster.follower._PATIENCE_SECONDS", -1.0)
+    monkeypatch.setattr("cluster.submission.follower._PATIENCE_SECONDS", -1.0)
     with pytest.raises(RunFailedError) as caught:
         Follower(FakeHead([], [silent]), "job-1").run()
     assert "herd jobs logs job-1 --follow --cluster.address http://head:8265" in str(caught.value)
@@ -268,8 +268,8 @@ def test_the_reason_a_job_waits_is_said_once(monkeypatch, capsys):
 
     head = FakeHead([], [*[state("PENDING", message="waits for CPUs")] * 3, state("STOPPED")])
     monkeypatch.setattr(head, "tail", endless)
-    monkeypatch.setattr("cluster.follower._POLL_SECONDS", 0.001)
-    monkeypatch.setattr("cluster.follower._LAST_LINES_SECONDS", 0.001)
+    monkeypatch.setattr("cluster.submission.follower._POLL_SECONDS", 0.001)
+    monkeypatch.setattr("cluster.submission.follower._LAST_LINES_SECONDS", 0.001)
     assert Follower(head, "job-1").run().status == "STOPPED"
     assert capsys.readouterr().err == "job-1: waits for CPUs\n"
 

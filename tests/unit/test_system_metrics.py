@@ -4,9 +4,9 @@ import types
 
 import pytest
 
-from cluster import gpu_load
-from cluster.gpu_load import GpuLoad
-from cluster.system_metrics import MachineLoad
+from cluster.recording import gpu_load
+from cluster.recording.gpu_load import GpuLoad
+from cluster.recording.system_metrics import MachineLoad
 
 
 class UnsupportedError(Exception):

@@ -1,11 +1,11 @@
-"""Promises of gpt_core.templates: a model is asked as it was taught."""
+"""Promises of gpt_core.finetuning.templates: a model is asked as it was taught."""
 
 import pytest
 
 from gpt_core.errors import SettingsError
-from gpt_core.templates import TEMPLATES, few_shot_prompt, find_template, stop_strings
-from gpt_core.tokenizer import load_tokenizer
-from gpt_core.train_tokenizer import write_ranks
+from gpt_core.finetuning.templates import TEMPLATES, few_shot_prompt, find_template, stop_strings
+from gpt_core.tokens.tokenizer import load_tokenizer
+from gpt_core.tokens.train_tokenizer import write_ranks
 
 BYTES = {bytes([byte]): byte for byte in range(256)}
 

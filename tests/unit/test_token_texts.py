@@ -1,12 +1,12 @@
-"""Promises of gpt_core.token_texts."""
+"""Promises of gpt_core.tokens.token_texts."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_core.music import notes_of
-from gpt_core.token_texts import find_notes, find_separator, text_of_token
-from gpt_core.tokenizer import load_tokenizer
+from gpt_core.tokens.music import notes_of
+from gpt_core.tokens.token_texts import find_notes, find_separator, text_of_token
+from gpt_core.tokens.tokenizer import load_tokenizer
 
 MUSIC = load_tokenizer("music")
 

@@ -1,4 +1,4 @@
-"""Promises of gpt_core.tokenize_shard: one plan, the same files, whatever happens."""
+"""Promises of gpt_core.corpus.tokenize_shard: one plan, the same files, whatever happens."""
 
 import dataclasses
 import errno
@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from gpt_core import tokenize_shard
+from gpt_core.corpus import tokenize_shard
+from gpt_core.corpus.shards import ShardReader, ShardWriter
+from gpt_core.corpus.tokenize_shard import ShardTokenizer, TokenizeOptions, held_out_documents
+from gpt_core.documents.shard_plan import ShardPlan, plan_shards
+from gpt_core.documents.source_files import SourceSpec, list_files
 from gpt_core.errors import ResourceError, SettingsError
-from gpt_core.shard_plan import ShardPlan, plan_shards
-from gpt_core.shards import ShardReader, ShardWriter
-from gpt_core.source_files import SourceSpec, list_files
-from gpt_core.tokenize_shard import ShardTokenizer, TokenizeOptions, held_out_documents
-from gpt_core.tokenizer import Ids, has_gigatoken, load_tokenizer
+from gpt_core.tokens.tokenizer import Ids, has_gigatoken, load_tokenizer
 
 TEXTS = [f"Document {number} says <|endoftext|> and {number * 7919}.\n" for number in range(200)]
 
@@ -218,9 +218,9 @@ def test_other_disk_errors_stay_what_they_are(tmp_path: Path, plan: ShardPlan) -
 
 HUGE_INPUT = """
 import pathlib, sys
-from gpt_core.shard_plan import plan_shards
-from gpt_core.source_files import SourceSpec, list_files
-from gpt_core.tokenize_shard import ShardTokenizer, TokenizeOptions
+from gpt_core.documents.shard_plan import plan_shards
+from gpt_core.documents.source_files import SourceSpec, list_files
+from gpt_core.corpus.tokenize_shard import ShardTokenizer, TokenizeOptions
 plans = plan_shards(list_files(SourceSpec("s", (sys.argv[1],))), 64 << 20)
 worker = ShardTokenizer(TokenizeOptions(sys.argv[2]))
 rows = [worker(plan) for plan in plans]

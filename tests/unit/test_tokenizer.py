@@ -1,4 +1,4 @@
-"""Promises of gpt_core.tokenizer."""
+"""Promises of gpt_core.tokens.tokenizer."""
 
 import pickle
 from pathlib import Path
@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_core.errors import SettingsError
-from gpt_core.tokenizer import Tokenizer, load_tokenizer, split_long_space
-from gpt_core.vocabulary import format_ranks
+from gpt_core.tokens.tokenizer import Tokenizer, load_tokenizer, split_long_space
+from gpt_core.tokens.vocabulary import format_ranks
 
 # Ids printed in public documents: Hugging Face's GPT-2 documentation and OpenAI's cookbook (r50k_base there,
 # which has GPT-2's ranks).

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt_core import manifest, shards
-from gpt_core.corpus import Corpus
+from gpt_core.corpus import manifest, shards
+from gpt_core.corpus.corpus import Corpus
+from gpt_core.corpus.manifest import FileEntry, ManifestContents, ShardEntry, TokenizerEntry
+from gpt_core.corpus.order import Order
+from gpt_core.corpus.shards import ShardWriter
+from gpt_core.corpus.trace import CellTrace, trace_cell, trace_document
 from gpt_core.errors import CorpusError
-from gpt_core.manifest import FileEntry, ManifestContents, ShardEntry, TokenizerEntry
-from gpt_core.order import Order
-from gpt_core.shards import ShardWriter
-from gpt_core.trace import CellTrace, trace_cell, trace_document
 
 END_OF_TEXT = 256
 WEIGHTS = {"web": 2.0, "books": 1.0}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.journal import Journal, Point
+from cluster.recording.journal import Journal, Point
 from cluster.tracking import TrackingOptions, library, open_run, page_command, replay
 from cluster.tracking.store import MlflowStore
 from gpt_core.errors import ResourceError, SettingsError

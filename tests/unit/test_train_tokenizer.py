@@ -1,4 +1,4 @@
-"""Promises of gpt_core.train_tokenizer."""
+"""Promises of gpt_core.tokens.train_tokenizer."""
 
 import collections
 import importlib.util
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gpt_core.errors import CorpusError, ResourceError, SettingsError
-from gpt_core.tokenizer import load_tokenizer
-from gpt_core.train_tokenizer import train_ranks, write_ranks
+from gpt_core.tokens.tokenizer import load_tokenizer
+from gpt_core.tokens.train_tokenizer import train_ranks, write_ranks
 
 needs_rustbpe = pytest.mark.skipif(
     importlib.util.find_spec("rustbpe") is None, reason="pip install rustbpe to train vocabularies"

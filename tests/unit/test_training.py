@@ -1,4 +1,4 @@
-"""Promises of gpt_core.training: the same bits on any ranks, whatever is stopped, killed and resumed."""
+"""Promises of gpt_core.training.loop: the same bits on any ranks, whatever is stopped, killed and resumed."""
 
 import os
 import warnings
@@ -7,16 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gpt_core import checkpoint, step_metrics, training
 from gpt_core.errors import CheckpointError, ResourceError, RunFailedError, SettingsError
-from gpt_core.learner import Learner
-from gpt_core.observer import Silence
-from gpt_core.presets import ModelShape
-from gpt_core.recompute_step import replay
-from gpt_core.reduction import Ranks
-from gpt_core.schedule import Recipe
+from gpt_core.model.presets import ModelShape
 from gpt_core.sole_writer import sole_writer
-from gpt_core.training import train
+from gpt_core.training import checkpoint, step_metrics
+from gpt_core.training import loop as training
+from gpt_core.training.learner import Learner
+from gpt_core.training.loop import train
+from gpt_core.training.observer import Silence
+from gpt_core.training.recompute_step import replay
+from gpt_core.training.reduction import Ranks
+from gpt_core.training.schedule import Recipe
 from tests.unit import tiny_corpus
 from tests.unit.gloo_ranks import run_on_ranks
 from tests.unit.tiny_run import NUM_STEPS, Recorder, digest_of, logged, tiny_plan, train_and_tell
@@ -191,7 +192,7 @@ def test_an_output_folder_of_another_run_is_refused_naming_the_difference(plan, 
 
 def test_a_resume_where_auto_means_another_precision_is_refused(plan, monkeypatch):
     train(replace(plan, num_steps=1))
-    monkeypatch.setattr("gpt_core.training.choose_dtype", lambda precision, device: torch.bfloat16)
+    monkeypatch.setattr("gpt_core.training.loop.choose_dtype", lambda precision, device: torch.bfloat16)
     with pytest.raises(CheckpointError, match=r"a run begun with train.precision 'fp32'; expected the 'bf16'"):
         train(plan)
 

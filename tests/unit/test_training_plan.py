@@ -1,4 +1,4 @@
-"""Promises of gpt_core.training_plan."""
+"""Promises of gpt_core.training.training_plan."""
 
 import json
 from dataclasses import replace
@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from gpt_core.errors import CheckpointError, SettingsError
-from gpt_core.presets import ModelShape
-from gpt_core.schedule import Recipe
-from gpt_core.training_plan import (
+from gpt_core.model.presets import ModelShape
+from gpt_core.training.schedule import Recipe
+from gpt_core.training.training_plan import (
     TrainingPlan,
     allowed_ranks,
     check_batch_plan,

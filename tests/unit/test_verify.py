@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from gpt_core.corpus.verify import Damage, verify
 from gpt_core.errors import CorpusError
-from gpt_core.verify import Damage, verify
 from tests.unit import tiny_corpus
 from tests.unit.tiny_corpus import TinyCorpus
 

@@ -1,11 +1,11 @@
-"""Promises of gpt_core.vocabulary."""
+"""Promises of gpt_core.tokens.vocabulary."""
 
 from pathlib import Path
 
 import pytest
 
-from gpt_core import vocabulary
 from gpt_core.errors import CorpusError, ResourceError
+from gpt_core.tokens import vocabulary
 
 
 def test_gpt2_has_50256_ranks_in_the_published_order() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpt_core import digests, manifest, shards
-from gpt_core.manifest import FileEntry, Manifest, ManifestContents, ShardEntry, TokenizerEntry
-from gpt_core.shards import ShardStats, ShardWriter
+from gpt_core import digests
+from gpt_core.corpus import manifest, shards
+from gpt_core.corpus.manifest import FileEntry, Manifest, ManifestContents, ShardEntry, TokenizerEntry
+from gpt_core.corpus.shards import ShardStats, ShardWriter
 
 END_OF_TEXT = 999
 NUM_PLANS = 6

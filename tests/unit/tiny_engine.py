@@ -4,10 +4,10 @@ import functools
 
 import torch
 
-from gpt_core.engine import Engine, EngineOptions
-from gpt_core.model import GPT
-from gpt_core.presets import ModelShape
-from gpt_core.tokenizer import load_tokenizer
+from gpt_core.generation.engine import Engine, EngineOptions
+from gpt_core.model.gpt import GPT
+from gpt_core.model.presets import ModelShape
+from gpt_core.tokens.tokenizer import load_tokenizer
 
 TOKENIZER = load_tokenizer("bytes")
 SHAPE = ModelShape(n_layer=2, n_head=2, n_embd=32, num_positions=160, vocabulary_size=TOKENIZER.vocabulary_size)

@@ -2,12 +2,12 @@
 
 import hashlib
 
-from gpt_core import checkpoint
-from gpt_core.observer import Silence
-from gpt_core.presets import ModelShape
-from gpt_core.schedule import Recipe
-from gpt_core.training import train
-from gpt_core.training_plan import TrainingPlan
+from gpt_core.model.presets import ModelShape
+from gpt_core.training import checkpoint
+from gpt_core.training.loop import train
+from gpt_core.training.observer import Silence
+from gpt_core.training.schedule import Recipe
+from gpt_core.training.training_plan import TrainingPlan
 from tests.unit import tiny_corpus
 
 NUM_STEPS = 6

@@ -1,0 +1,1 @@
+"""What a job writes down about itself, and how that reaches the tracking store."""

@@ -1,0 +1,91 @@
+"""What a training run was expected to reach, beside what it did.
+
+Rank 0 of the run's first start writes the expectation into the run's folder before the first step; a run that is
+continued keeps it. At the end the driver puts both into the run's records.
+"""
+
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cluster.progress import say
+from cluster.recording.journal import read_all
+from cluster.recording.record_book import Run
+from gpt_core import sealed_json
+from gpt_core.errors import CorpusError
+from gpt_core.training.planning import Expected, expect
+from gpt_core.training.training_plan import TrainingPlan
+
+EXPECTED = "expected.json"
+
+
+def write_expectation(plan: TrainingPlan, num_workers: int) -> None:
+    """Write what is to be expected of the run, once; nothing on a GPU whose peak is not published."""
+    import torch
+
+    from gpt_core.model.precision import choose_dtype, peak_flops
+    from gpt_core.model.product_rate import product_rate
+
+    path = Path(plan.output) / EXPECTED
+    if path.exists():
+        return
+    torch.set_num_threads(plan.num_threads)
+    device = torch.device("cuda", torch.cuda.current_device()) if plan.device == "gpu" else torch.device("cpu")
+    dtype = choose_dtype(plan.precision, device)
+    rate = peak_flops(device)
+    if device.type == "cpu":
+        rate = product_rate(plan.shape.n_embd, plan.micro_batch_tokens, dtype)
+    if rate is not None:
+        sealed_json.write(path, asdict(expect(plan, num_workers, rate, dtype.itemsize)))
+
+
+def record_comparison(run: Run, plan: TrainingPlan, metrics_journal: Path, checkpoint: Path) -> None:
+    """Record the expected and the actual figures as metrics of the last step and as a table, and say them."""
+    expected = _read(Path(plan.output) / EXPECTED)
+    if expected is None:
+        return
+    actual = actual_figures(metrics_journal, checkpoint, expected.num_workers)
+    if actual is None:
+        return
+    rows = [{"figure": name, "expected": getattr(expected, name), "actual": actual[name]} for name in actual]
+    metrics = {f"{kind}/{row['figure']}": float(row[kind]) for row in rows for kind in ("expected", "actual")}
+    run.log_metrics(metrics, step=plan.num_steps)
+    run.log_table(rows, "expected_and_actual.json")
+    run.set_tags({"herd.expected_from": expected.rate_from})
+    say(
+        f"pretrain: {actual['tokens_per_second']:,.0f} tokens/s where {expected.tokens_per_second:,.0f} were expected "
+        f"({expected.rate_from}), {actual['peak_memory_bytes'] / 1e9:.2f} GB a worker where "
+        f"{expected.peak_memory_bytes / 1e9:.2f} were"
+    )
+
+
+def actual_figures(metrics_journal: Path, checkpoint: Path, num_workers: int) -> dict[str, float] | None:
+    """Return what a run reached, under the names of ``Expected``; None where its journal is gone.
+
+    The rate is the median step's; the seconds are those of all steps, those done again after a loss left out.
+    """
+    steps: dict[int, dict[str, Any]] = {}
+    for record in read_all(metrics_journal) if metrics_journal.exists() else ():
+        if record["do"] == "metrics" and "tokens_per_second" in record["metrics"]:
+            steps.setdefault(record["step"], record["metrics"])
+    if not steps:
+        return None
+    before = {step: steps[step - 1]["tokens"] if step - 1 in steps else 0 for step in steps}
+    seconds = sum((one["tokens"] - before[step]) / one["tokens_per_second"] for step, one in steps.items())
+    return {
+        "tokens_per_second": statistics.median(one["tokens_per_second"] for one in steps.values()),
+        "seconds": seconds,
+        "worker_hours": num_workers * seconds / 3600,
+        "peak_memory_bytes": max(one["peak_memory_bytes"] for one in steps.values()),
+        "checkpoint_bytes": float(sum(file.stat().st_size for file in checkpoint.iterdir())),
+    }
+
+
+def _read(path: Path) -> Expected | None:
+    """Return the expectation; None where there is none, or a torn one."""
+    try:
+        content = sealed_json.read(path)
+    except CorpusError:
+        return None
+    return Expected(**content) if content else None

@@ -1,0 +1,132 @@
+"""Ray Serve deployments of a checkpoint: one engine a replica.
+
+`herd serve` puts an HTTP ingress before the replicas (``cluster.serving.http_api``); `herd generate`
+calls them through a handle and starts no HTTP server at all.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from cluster.cpu_allocator import GLIBC_TUNABLES
+from cluster.serving.replica_scaling import SAMPLES, replica_options
+from cluster.session import Cluster, quiet_libraries
+from gpt_core.errors import UserError
+from gpt_core.generation.request import GenerationRequest, TokenEvent
+from gpt_core.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from gpt_core.generation.engine import EngineStatistics
+    from gpt_core.inspection.inspection import Query
+
+GENERATOR = "Generator"
+# No access log: it would name every request. Errors stay in the files of Ray's session folder.
+QUIET_LOGGING = {"log_level": "ERROR", "enable_access_log": False}
+# Ray Serve's router collapses when callers hold more calls in flight than this (its default is 5);
+# callers bound themselves far below.
+_MAX_ONGOING_REQUESTS = 4096
+_CPU_VARIABLES = {"GLIBC_TUNABLES": GLIBC_TUNABLES}
+
+
+class Generator:
+    """One replica: a checkpoint, an engine and its loop.
+
+    Args:
+        checkpoint: Path of one checkpoint folder that every node can read.
+        settings: Slots, threads, device and precision.
+        prefill_chunks: Prompt chunks a step stores; None for the engine's own few, which keep streams fluent.
+    """
+
+    def __init__(self, checkpoint: str, settings: EngineSettings, prefill_chunks: int | None = None) -> None:
+        # Imported here: the driver that only describes the deployment needs no torch.
+        import torch
+
+        from cluster.serving.engine_loop import EngineLoop
+        from cluster.serving.engine_metrics import report_metrics
+        from cluster.serving.inspecting import CheckpointInspector
+        from gpt_core.generation.engine import Engine, EngineOptions
+        from gpt_core.tokens.tokenizer import load_tokenizer
+        from gpt_core.training import checkpoint as checkpoints
+
+        torch.set_num_threads(settings.threads_per_replica)
+        device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+        loaded = checkpoints.load(checkpoint)
+        self.tokenizer = load_tokenizer(loaded.tokenizer["name"])
+        options = EngineOptions(slots=settings.num_slots, precision=settings.precision, device=device)
+        options = replace(options, prefill_chunks=prefill_chunks or options.prefill_chunks)
+        self._loop = EngineLoop(Engine(loaded.weights, loaded.shape, self.tokenizer, options))
+        report_metrics(self._loop)
+        self._inspector = CheckpointInspector(str(loaded.path), self.tokenizer, device)
+
+    async def complete(self, requests: list[GenerationRequest]) -> list[list[Any]]:
+        """Return the finished samples of every request, in the requests' order."""
+        return list(await asyncio.gather(*(self._loop.complete(request) for request in requests)))
+
+    async def stream(self, requests: list[GenerationRequest]) -> AsyncGenerator[list[TokenEvent], None]:
+        """Yield what was computed of the requests since the last time; closing the stream cancels them."""
+        async with contextlib.aclosing(self._loop.stream(requests)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def statistics(self) -> "EngineStatistics":
+        """Return where the engine stands."""
+        return self._loop.statistics()
+
+    async def inspect(self, query: "Query") -> dict[str, Any] | UserError:
+        """Return what the model computes for a prompt, or the mistake in the query."""
+        return await asyncio.to_thread(self._inspector.inspect, query)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return what the number of replicas follows; called by Ray Serve."""
+        now = self._loop.statistics()
+        return {SAMPLES: float(now.num_waiting + now.num_slots_in_use)}
+
+    def check_health(self) -> None:
+        """Raise the engine's failure, so that Ray Serve replaces this replica."""
+        if self._loop.failure:
+            raise self._loop.failure
+
+
+def generator_deployment(
+    checkpoint: str, settings: EngineSettings, cluster: Cluster, prefill_chunks: int | None = None
+) -> Any:
+    """Return the bound deployment of a checkpoint, ready for ``serve.run``.
+
+    Raises:
+        ResourceError: If the cluster has fewer CPUs or GPUs than the replicas need.
+    """
+    from ray import serve
+
+    gpus = int(settings.device == "gpu" or (settings.device == "auto" and cluster.num_gpus >= settings.num_replicas))
+    cpus = settings.threads_per_replica
+    cluster.require_cpus(settings.num_replicas * cpus, "engine.num_replicas x engine.threads_per_replica")
+    options = {
+        "num_cpus": cpus,
+        "num_gpus": gpus,
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(cpus), **({} if gpus else _CPU_VARIABLES)}},
+    }
+    deployment = serve.deployment(
+        name=GENERATOR,
+        **replica_options(settings),
+        ray_actor_options=options,
+        max_ongoing_requests=_MAX_ONGOING_REQUESTS,
+        health_check_period_s=2,
+    )(Generator)
+    return deployment.bind(checkpoint, settings, prefill_chunks)
+
+
+@contextlib.contextmanager
+def handles_only(checkpoint: str, settings: EngineSettings, cluster: Cluster, app_name: str) -> Iterator[Any]:
+    """Deploy a checkpoint without an HTTP server while the body runs; yields the handle."""
+    from ray import serve
+
+    quiet_libraries()
+    serve.start(proxy_location="Disabled", logging_config=QUIET_LOGGING)
+    try:
+        # Nobody waits for a next token: prompts are stored as soon as there are slots for them.
+        application = generator_deployment(checkpoint, settings, cluster, prefill_chunks=settings.num_slots)
+        yield serve.run(application, name=app_name, route_prefix=None, logging_config=QUIET_LOGGING)
+    finally:
+        serve.delete(app_name)

@@ -1,0 +1,30 @@
+"""The served model as a Ray Serve application, for ``serve deploy`` and KubeRay's RayService."""
+
+import sys
+from typing import Any
+
+from cluster.serving.deployment import generator_deployment
+from cluster.serving.http_guard import access_for
+from cluster.session import Cluster
+from gpt_core.settings import ServeSettings
+
+
+def build(args: dict[str, Any]) -> Any:
+    """Return the application of ``cluster/serve_config.yaml``; `args` are the settings of `herd serve`.
+
+    Raises:
+        ValidationError: A setting is unknown or of the wrong kind.
+        CheckpointError: There is no whole checkpoint.
+        ResourceError: The host is not loopback and HERD_API_KEY is not set on this node.
+    """
+    import ray
+
+    from cluster.serving import service
+
+    settings = ServeSettings.model_validate(args)
+    served = service.resolve(settings)
+    # Nodes may still be on their way: what a replica needs is asked of Ray, not counted here.
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if settings.engine.device == "auto" else 0
+    everything = Cluster("auto", sys.maxsize, gpus)
+    generator = generator_deployment(served.checkpoint, settings.engine, everything)
+    return service.ingress_deployment(generator, served, settings, access_for(settings.host))

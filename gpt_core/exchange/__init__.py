@@ -1,0 +1,1 @@
+"""Models in other people's layouts: Hugging Face's, and the folder that is registered."""

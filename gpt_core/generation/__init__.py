@@ -1,0 +1,1 @@
+"""The slot engine: requests in, the same tokens out in any company."""

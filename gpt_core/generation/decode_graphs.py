@@ -1,0 +1,103 @@
+"""Decode steps recorded as CUDA graphs, one for each shape, and replayed: a step is then one launch, not hundreds.
+
+Used by the engine on GPUs in place of ``Decoder.decode``. Invariant: a replayed step gives the bits of the same
+step run kernel by kernel; each graph is tried when it is recorded. Where recording fails, or the bits differ, every
+step runs kernel by kernel from then on, and ``failure`` says why.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpt_core.generation.decoder import Decoder
+from gpt_core.generation.kv_cache import KVCache
+
+_log = logging.getLogger(__name__)
+_WARM_UP_STEPS = 2  # libraries allocate workspaces at first calls, which no graph can hold
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    graph: torch.cuda.CUDAGraph
+    tokens: Tensor
+    positions: Tensor
+    logits: Tensor
+
+
+class DecodeGraphs:
+    """A decoder whose steps are recorded.
+
+    Args:
+        decoder: Computes what is recorded; on a CUDA device.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._recorded: dict[tuple[object, ...], _Recorded] = {}
+        self._memory: tuple[int, ...] = ()
+        self.failure: str | None = None
+        """Why steps are not replayed; None while they are."""
+
+    @torch.inference_mode()
+    def decode(self, cache: KVCache, tokens_R: Tensor, positions_R: Tensor, slots: range, key_step: int) -> Tensor:
+        """Do what ``Decoder.decode`` does."""
+        if self.failure is not None:
+            return self._decoder.decode(cache, tokens_R, positions_R, slots, key_step)
+        num_keys = self._decoder.reserve(cache, positions_R, slots, key_step)
+        self._forget_moved(cache)
+        key = (slots.start, slots.stop, num_keys)
+        recorded = self._recorded.get(key)
+        if recorded is None:
+            return self._record(key, cache, (tokens_R, positions_R), slots, num_keys)
+        recorded.tokens.copy_(tokens_R)
+        recorded.positions.copy_(positions_R)
+        recorded.graph.replay()
+        # Another graph's replay may write over it.
+        return recorded.logits.clone()
+
+    def _forget_moved(self, cache: KVCache) -> None:
+        """Drop the graphs once a block has grown: they know the addresses it had."""
+        memory = tuple(block.keys[0].data_ptr() for block in cache.blocks)
+        if memory != self._memory:
+            self._recorded.clear()
+            self._memory = memory
+
+    def _record(
+        self,
+        key: tuple[object, ...],
+        cache: KVCache,
+        rows: tuple[Tensor, Tensor],
+        slots: range,
+        num_keys: tuple[int, ...],
+    ) -> Tensor:
+        """Run a step kernel by kernel, record it for the next time, and return its logits."""
+        decoder = self._decoder
+        tokens_R, positions_R = (values.to(decoder.device, copy=True) for values in rows)
+        expected_RV = decoder.decode_rows(cache, tokens_R, positions_R, slots, num_keys)
+        try:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UP_STEPS):  # a step stores the same numbers each time
+                    decoder.decode_rows(cache, tokens_R, positions_R, slots, num_keys)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                logits_RV = decoder.decode_rows(cache, tokens_R, positions_R, slots, num_keys)
+            graph.replay()
+            is_same = torch.equal(logits_RV, expected_RV)
+        except (RuntimeError, AssertionError) as error:
+            self._give_up(str(error).splitlines()[0])
+        else:
+            if is_same:
+                self._recorded[key] = _Recorded(graph, tokens_R, positions_R, logits_RV)
+            else:
+                self._give_up("a replayed step gave other bits")
+        return expected_RV
+
+    def _give_up(self, reason: str) -> None:
+        self.failure = reason
+        self._recorded.clear()
+        _log.warning("generation: steps run kernel by kernel, no CUDA graph could be used: %s", reason)

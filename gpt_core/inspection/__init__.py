@@ -1,0 +1,1 @@
+"""What a model computes on the way, as plain values for people."""

@@ -1,0 +1,1 @@
+"""The GPT itself: sizes, layers, loss, and what a device can compute."""

@@ -1,0 +1,1 @@
+"""Text to token ids and back: vocabularies, their fast and their reference encoders, music's events."""
