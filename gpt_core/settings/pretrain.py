@@ -12,7 +12,7 @@ PresetName = Literal[
     "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl",
     "gpt3-small", "gpt3-medium", "gpt3-large", "gpt3-xl",
     "gpt3-2.7b", "gpt3-6.7b", "gpt3-13b", "gpt3-175b",
-]  # fmt: skip  # fmt: skip
+]  # fmt: skip
 
 
 class ModelSettings(Settings):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.commands import ROOT, herd, herd_interrupted
+from tests.e2e.commands import herd, herd_interrupted
 
 _STAGES = ("tokenize", "pretrain", "evaluate", "generate")
 
@@ -221,18 +221,6 @@ def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     assert done.code == 2
     assert "Not a directory" in done.err
     assert "Traceback" not in done.err
-
-
-def test_the_commands_of_the_readme_exist() -> None:
-    readme = (ROOT / "README.md").read_text()
-    makefile = (ROOT / "Makefile").read_text()
-    for target in ("quickstart", "test"):
-        assert f"make {target}" in readme
-        assert f"\n{target}:" in makefile
-    overview = herd("--help", folder=ROOT).out
-    rows = [line.split("`")[1].split()[1] for line in readme.splitlines() if line.startswith("| `herd ")]
-    assert rows
-    assert [job for job in rows if f"  {job} " not in overview] == []
 
 
 @pytest.mark.timeout(300)

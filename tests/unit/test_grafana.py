@@ -19,7 +19,7 @@ SUFFIXES = {"Gauge": [""], "Counter": ["_total"], "Histogram": ["_bucket", "_sum
 
 def our_metrics() -> set[str]:
     names = set()
-    makers = [path for path in (ROOT / "cluster").glob("*.py") if "from ray.util.metrics import" in path.read_text()]
+    makers = [path for path in (ROOT / "cluster").rglob("*.py") if "from ray.util.metrics import" in path.read_text()]
     for path in makers:
         for call in ast.walk(ast.parse(path.read_text())):
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in SUFFIXES:
