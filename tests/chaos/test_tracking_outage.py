@@ -199,24 +199,20 @@ def proxy(server):
 
 
 def _train(folder, proxy, experiment, disturb):
-    """Run a small job of 600 steps behind the proxy; return the median cost of an append in seconds."""
+    """Run a small job of 600 steps behind the proxy; `disturb` is told each step, and None before the end."""
     (folder / f"{experiment}.txt").write_text("x")
-    costs = []
     options = TrackingOptions(proxy.uri, experiment, system_seconds=None, closing_seconds=60.0)
     with open_run(options, name="a", kind="pipeline", output=folder / "output") as run, run.child("pretrain") as child:
         child.log_settings({"max_steps": 600})
         for step in range(1, 601):
             disturb(step)
-            began = time.perf_counter()
             loss = {300: math.nan, 301: math.inf}.get(step, 1 / step)
             child.log_metrics({"loss": loss, "lr": 0.1}, step=step, tokens=step * 1024)
-            costs.append(time.perf_counter() - began)
             time.sleep(0.005)
         child.log_dataset(f"corpus-{experiment}", "d" * 64, "/corpus")
         child.log_artifact(folder / f"{experiment}.txt")
         child.log_model(f"step-600-{experiment}", step=600, metrics={"loss": 1 / 600})
         disturb(None)
-    return sorted(costs)[len(costs) // 2]
 
 
 def _assert_whole(folder, experiment):
@@ -235,25 +231,28 @@ def test_server_that_drops_errs_and_swallows_answers_ends_with_every_row_once(tm
     chance = random.Random(0)
     proxy.mood = lambda: chance.choices(["pass", "drop", "error", "swallow"], [6, 1, 1, 2])[0]
     proxy.delay_seconds = 0.05
-    median_seconds = _train(tmp_path, proxy, "unreliable", lambda step: None)
+    _train(tmp_path, proxy, "unreliable", lambda step: None)
     _assert_whole(server[1], "unreliable")
-    assert median_seconds < 0.001
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_outage_in_the_middle_is_made_up_for_when_the_server_is_back(tmp_path, server, proxy, capsys):
+    told = ""
+
     def disturb(step):
+        nonlocal told
         if step == 200:
             proxy.mood = lambda: "drop"
         if step is None:
-            time.sleep(1.5)
+            while "does not answer" not in told:
+                time.sleep(0.1)
+                told += capsys.readouterr().err
             proxy.mood = lambda: "pass"
 
-    median_seconds = _train(tmp_path, proxy, "outage", disturb)
+    _train(tmp_path, proxy, "outage", disturb)
     _assert_whole(server[1], "outage")
-    assert median_seconds < 0.001
-    told = capsys.readouterr().err
+    told += capsys.readouterr().err
     assert told.count("does not answer") == 1
     assert told.count("answers again") == 1
 

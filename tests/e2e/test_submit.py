@@ -103,7 +103,7 @@ def test_a_job_that_wants_more_cpus_waits_until_a_node_brings_them(head, text, t
     assert process.returncode == 0, out + err
     assert "root digest" in out
     head.interrupt(node)
-    node.communicate(timeout=30)
+    node.communicate(timeout=90)
 
 
 def test_a_head_that_asks_for_a_token_gets_the_right_one_or_a_clear_message(head, tmp_path):

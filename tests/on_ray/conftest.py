@@ -1,4 +1,4 @@
-"""One local Ray for all tests of this folder."""
+"""One local Ray for the tests of this folder, gone before those of another folder start their own."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from cluster.session import Cluster, connect
 from gpt_core.settings import ClusterSettings
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
     with connect(ClusterSettings(num_cpus=4)) as connected:
         yield connected
