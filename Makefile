@@ -22,7 +22,9 @@ quickstart: $(READY) ## text to trained GPT to generated text, on this machine (
 
 test: $(READY_DEV) ## all tests, with a handful of kills
 	$(BIN)/pytest -n auto tests/unit $(ARGS)
-	HERD_CHAOS_SCHEDULES=$${HERD_CHAOS_SCHEDULES:-1} $(BIN)/pytest tests/on_ray tests/e2e tests/chaos $(ARGS)
+	$(BIN)/pytest tests/on_ray $(ARGS)
+	$(BIN)/pytest tests/e2e $(ARGS)
+	HERD_CHAOS_SCHEDULES=$${HERD_CHAOS_SCHEDULES:-1} $(BIN)/pytest tests/chaos $(ARGS)
 
 check: $(READY_DEV) ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
