@@ -10,6 +10,7 @@ is given a few milliseconds to return.
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -86,6 +87,7 @@ def _deliver(number: int, frame: FrameType | None) -> None:
     overdue = now - _pending.since > _PATIENCE_SECONDS
     if not _pending.held and (overdue or _is_bearable(frame)):
         _pending.since = None
+        sys.unraisablehook = _say_nothing
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
     if _pending.since == now:
         os.write(2, b"stopping as soon as what is under way can be left\n")
@@ -94,19 +96,23 @@ def _deliver(number: int, frame: FrameType | None) -> None:
     again.start()
 
 
+def _say_nothing(_: object) -> None:
+    """Leave out what destructors of libraries meet while an interrupted process takes itself apart."""
+
+
 def _is_bearable(frame: FrameType | None) -> bool:
-    """Tell whether the interrupted call is ours or one that waits, and no import is under way."""
-    if frame is None or _is_importing(frame):
+    """Tell whether the interrupted call is ours or one that waits, outside of imports and destructors."""
+    if frame is None or _would_be_swallowed(frame):
         return False
     code = frame.f_code
     if code.co_filename.startswith(_OUR_PACKAGES):
-        return code.co_name != "__del__"
+        return True
     return any(code.co_filename.endswith(file) and code.co_name == name for file, name in _WAITS)
 
 
-def _is_importing(frame: FrameType | None) -> bool:
+def _would_be_swallowed(frame: FrameType | None) -> bool:
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
+        if frame.f_code.co_filename.startswith("<frozen importlib") or frame.f_code.co_name == "__del__":
             return True
         frame = frame.f_back
     return False

@@ -14,6 +14,12 @@ from cluster import interrupts
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(autouse=True)
+def unraisable_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt changes it for the rest of a process; these tests go on in theirs."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+
+
 @pytest.mark.parametrize(
     ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, interrupts.Terminated)]
 )
@@ -84,6 +90,27 @@ def test_an_interrupt_that_comes_during_an_import_is_not_lost(tmp_path: Path) ->
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "interrupted True\n"
     assert done.stderr == "stopping as soon as what is under way can be left\n"
+
+
+def test_destructors_that_fail_after_an_interrupt_print_nothing() -> None:
+    script = (
+        "import os, signal, threading\n"
+        "from cluster import interrupts\n"
+        "class Fails:\n"
+        "    def __del__(self):\n"
+        "        raise RuntimeError('no cluster any more')\n"
+        "try:\n"
+        "    with interrupts.handled():\n"
+        "        held = Fails()\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        threading.Event().wait(10)\n"
+        "except KeyboardInterrupt:\n"
+        "    del held\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "no cluster any more" not in done.stderr
 
 
 def test_a_call_that_never_returns_is_interrupted_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
