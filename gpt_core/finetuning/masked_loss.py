@@ -1,5 +1,6 @@
 """The loss of windows that are masked: over their targets alone, which are all that is put through the head."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,3 +22,9 @@ def masked_next_token_loss(hidden_BTC: Tensor, weight_VC: Tensor, targets_BT: Te
     hidden_NC = hidden_BTC.flatten(0, -2).index_select(0, rows_N)
     targets_N = torch.take(targets_BT, rows_N)
     return next_token_loss(hidden_NC, weight_VC, targets_N) * (rows_N.numel() / targets_BT.numel())
+
+
+def summed_over_targets(losses_BT: Tensor, windows: np.ndarray) -> np.ndarray:
+    """Return each window's summed loss over the tokens that are learnt, float64 [B], for windows [B, T + 1]."""
+    is_target_BT = torch.from_numpy(windows[:, 1:] >= 0).to(losses_BT.device)
+    return (losses_BT.double() * is_target_BT).sum(dim=1).cpu().numpy()

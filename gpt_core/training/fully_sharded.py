@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from gpt_core.finetuning.masked_loss import masked_next_token_loss
+from gpt_core.finetuning.masked_loss import masked_next_token_loss, summed_over_targets
 from gpt_core.finetuning.masked_windows import is_masked, num_targets, target_rows, unmasked
 from gpt_core.model.gpt import GPT, initial_values
 from gpt_core.model.loss import next_token_loss, token_losses
@@ -102,8 +102,7 @@ class FullyShardedLearner:
         self._objective.train()
         assert isinstance(self._objective, FSDPModule), "sharded when made"
         self._objective.reshard()  # weights may be loaded before the next step gathers them
-        is_target_BT = torch.from_numpy(windows[:, 1:] >= 0).to(self.compute.device)
-        return (losses_BT.double() * is_target_BT).sum(dim=1).cpu().numpy()
+        return summed_over_targets(losses_BT, windows)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> "FullyShardedLearner":
         """Copy fp32 weights in, by name."""

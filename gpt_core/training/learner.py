@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gpt_core.finetuning.masked_loss import masked_next_token_loss
+from gpt_core.finetuning.masked_loss import masked_next_token_loss, summed_over_targets
 from gpt_core.finetuning.masked_windows import is_masked, num_targets, target_rows, unmasked
 from gpt_core.model.gpt import GPT, initial_values
 from gpt_core.model.loss import next_token_loss, token_losses
@@ -152,8 +152,7 @@ class Learner:
         ids = torch.from_numpy(unmasked(windows)).to(self.compute.device)
         losses_BT = token_losses(self.model.hidden(ids[:, :-1]), self.model.wte.weight, ids[:, 1:])
         self.model.train()
-        is_target_BT = torch.from_numpy(windows[:, 1:] >= 0).to(self.compute.device)
-        return (losses_BT.double() * is_target_BT).sum(dim=1).cpu().numpy()
+        return summed_over_targets(losses_BT, windows)
 
     def weights(self) -> dict[str, Tensor]:
         """Return the fp32 master weights by name; where they are not sharded, views that change with the next step.

@@ -9,16 +9,8 @@ from typing import Any
 import pytest
 
 from cluster import stages
-from cluster.tracking import TrackingOptions, library, open_run, runs
+from cluster.tracking import TrackingOptions, open_run, runs
 from gpt_core.settings import TrackingSettings
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    library.import_mlflow()
-    library.make_database(f"sqlite:///{path}")
-    return path
 
 
 def test_records_that_no_store_took_are_sent_once_by_the_next_run(

@@ -1,6 +1,7 @@
 """Promises of inspection.inspection and inspection.activations, against a float64 forward pass in NumPy."""
 
 import base64
+import functools
 
 import numpy as np
 import orjson
@@ -43,7 +44,7 @@ def inspector(weights):
     return Inspector(weights, SHAPE, BYTES)
 
 
-def close(found, expected):
+def assert_close(found, expected):
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=0, atol=1e-5)
 
 
@@ -58,17 +59,17 @@ def test_the_reference_agrees_with_the_one_that_goes_query_by_query(weights, ref
 def test_every_number_of_a_step_is_the_reference_s(inspector, reference, layer, head, position):
     step = inspector.inspect(Query(IDS, ("step",), position, layer, head))["step"]
     expected = reference["layers"][layer]
-    close(step["token"], reference["token"][position])
-    close(step["position"], reference["position"][position])
+    assert_close(step["token"], reference["token"][position])
+    assert_close(step["position"], reference["position"][position])
     for name in VECTORS:
-        close(step[name], expected[name][position])
+        assert_close(step[name], expected[name][position])
     for name in HEAD_VECTORS:
-        close(step[name], expected[name][head, position])
-    close(step["scores"], expected["scores"][head, position])
-    close(step["weights"], expected["weights"][head, position])
+        assert_close(step[name], expected[name][head, position])
+    assert_close(step["scores"], expected["scores"][head, position])
+    assert_close(step["weights"], expected["weights"][head, position])
     seen = expected["weights"][head, position] > 0
     assert [score is not None for score in step["masked"]] == seen.tolist()
-    close([score for score in step["masked"] if score is not None], expected["scores"][head, position][seen])
+    assert_close([score for score in step["masked"] if score is not None], expected["scores"][head, position][seen])
 
 
 def test_attention_is_the_reference_s_and_each_row_adds_up_to_one(inspector, reference):
@@ -76,7 +77,7 @@ def test_attention_is_the_reference_s_and_each_row_adds_up_to_one(inspector, ref
         rows = inspector.inspect(Query(IDS, ("attention",), layer=layer, head=1))["attention"]
         assert [len(row) for row in rows] == list(range(1, len(IDS) + 1))
         for index, row in enumerate(rows):
-            close(row, reference["layers"][layer]["weights"][1, index, : index + 1])
+            assert_close(row, reference["layers"][layer]["weights"][1, index, : index + 1])
             assert sum(row.tolist()) == pytest.approx(1, abs=1e-5)
 
 
@@ -110,16 +111,16 @@ def test_next_tokens_and_the_lens_are_the_reference_s_without_padding(inspector,
     place = len(IDS) - 1 if position is None else position
     stages = [logits[place, : BYTES.vocabulary_size] for logits in reference["lens"]]
     for candidate in answer["next"]["candidates"]:
-        close(candidate["logit"], stages[-1][candidate["id"]])
-        close(candidate["probability"], gpt2_numpy.softmax(stages[-1])[candidate["id"]])
+        assert_close(candidate["logit"], stages[-1][candidate["id"]])
+        assert_close(candidate["probability"], gpt2_numpy.softmax(stages[-1])[candidate["id"]])
     ranked = [candidate["id"] for candidate in answer["next"]["candidates"]]
     assert ranked == np.argsort(-stages[-1], kind="stable")[: len(ranked)].tolist()
     chosen = int(stages[-1].argmax())
     for stage, logits in zip(answer["lens"], stages, strict=True):
         assert stage["top"][0]["id"] == int(logits.argmax())
-        close(stage["top"][0]["probability"], gpt2_numpy.softmax(logits).max())
+        assert_close(stage["top"][0]["probability"], gpt2_numpy.softmax(logits).max())
         assert (stage["chosen"]["id"], stage["chosen"]["rank"]) == (chosen, 1 + int((logits > logits[chosen]).sum()))
-        close(stage["chosen"]["probability"], gpt2_numpy.softmax(logits)[chosen])
+        assert_close(stage["chosen"]["probability"], gpt2_numpy.softmax(logits)[chosen])
 
 
 def test_what_is_sent_gives_every_probability_at_any_temperature_sent(inspector, reference):
@@ -195,18 +196,14 @@ def test_what_follows_a_token_changes_nothing_before_it(ids, place):
     inspector = _small()
     whole = inspector.inspect(Query(tuple(ids), ("next", "step"), place))
     cut = inspector.inspect(Query(tuple(ids[: place + 1]), ("next", "step")))
-    close(whole["step"]["after"], np.asarray(cut["step"]["after"], np.float64))
-    close(whole["step"]["weights"][: place + 1], np.asarray(cut["step"]["weights"], np.float64))
-    close(whole["next"]["logsumexp"], cut["next"]["logsumexp"])
+    assert_close(whole["step"]["after"], np.asarray(cut["step"]["after"], np.float64))
+    assert_close(whole["step"]["weights"][: place + 1], np.asarray(cut["step"]["weights"], np.float64))
+    assert_close(whole["next"]["logsumexp"], cut["next"]["logsumexp"])
 
 
-_SMALL = []
-
-
+@functools.cache
 def _small():
-    if not _SMALL:
-        torch.set_num_threads(1)
-        shape = ModelShape(2, 2, 16, num_positions=40, vocabulary_size=257)
-        model = GPT(shape).initialise(3)
-        _SMALL.append(Inspector({name: t.detach() * 3 for name, t in model.named_parameters()}, shape, BYTES))
-    return _SMALL[0]
+    torch.set_num_threads(1)
+    shape = ModelShape(2, 2, 16, num_positions=40, vocabulary_size=257)
+    model = GPT(shape).initialise(3)
+    return Inspector({name: t.detach() * 3 for name, t in model.named_parameters()}, shape, BYTES)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.serving import service
-from cluster.tracking import TrackingOptions, library, open_run
+from cluster.tracking import TrackingOptions, open_run
 from cluster.tracking.served import TAG, linked_to_page
 from gpt_core.settings import ServeSettings
 from gpt_core.training import checkpoint
@@ -17,14 +17,6 @@ from tests.tiny_checkpoint import write_tiny_checkpoint
 
 PAGE = "http://127.0.0.1:8000/"
 NOTE = "mlflow.note.content"
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    library.import_mlflow()
-    library.make_database(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture

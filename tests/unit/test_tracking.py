@@ -13,21 +13,13 @@ from pathlib import Path
 import pytest
 
 from cluster.recording.journal import Journal, Point
-from cluster.tracking import TrackingOptions, library, open_run, page_command, replay
+from cluster.tracking import TrackingOptions, open_run, page_command, replay
 from cluster.tracking.store import MlflowStore
 from gpt_core.errors import ResourceError, SettingsError
 from gpt_core.settings import TrackingSettings
 
 QUIET = TrackingOptions(system_seconds=None)
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    library.import_mlflow()
-    library.make_database(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture
