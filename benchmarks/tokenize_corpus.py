@@ -9,7 +9,7 @@ and over CPU time, which a busy machine disturbs less. PYTHON is that of an envi
 orjson. On two quiet cores, everything in about five minutes, runs long enough that an actor's start (2 to 3 s) is not
 what is measured:
 
-    python -m benchmarks.tokenize_corpus --megabytes 3000 --rounds 1 --slow_slices 16 --datatrove PYTHON
+    python -m benchmarks.tokenize_corpus --megabytes 6000 --rounds 1 --datatrove PYTHON
 """
 
 import argparse
@@ -41,7 +41,7 @@ from gpt_core.settings import ClusterSettings, TokenizeSettings
 from gpt_core.tokens.tokenizer import load_tokenizer
 
 _SUFFIXES = {".py", ".pyi", ".h", ".hpp", ".md", ".rst", ".txt", ".js"}
-_SLICE_BYTES = 16 << 20
+_SLICE_BYTES = 64 << 20
 _BLOCK_LINES = 40
 _ENCODED_AT_ONCE = 256
 _GPT3_TOKENS = 300e9
@@ -62,7 +62,7 @@ print(json.dumps({"wall": time.perf_counter() - start, "cpu": used.ru_utime + us
 
 
 def write_text(folder: Path, num_bytes: int) -> list[Path]:
-    """Write zst-jsonl files of about 16 MiB of text each, until there are `num_bytes`, on all CPUs."""
+    """Write zst-jsonl files of about 64 MiB of text each, until there are `num_bytes`, on all CPUs."""
     slices = [min(_SLICE_BYTES, num_bytes - at) for at in range(0, num_bytes, _SLICE_BYTES)]
     files = [folder / f"part-{number:03}.jsonl.zst" for number in range(len(slices))]
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
@@ -213,7 +213,7 @@ class _NoRun:
 def _settings(files: Sequence[str], output: str, backend: str, num_workers: int) -> TokenizeSettings:
     pool = {"min_actors": num_workers, "max_actors": num_workers}
     given = {"input": list(files), "output": output, "tokenizer": {"backend": backend}, "pool": pool}
-    return TokenizeSettings.model_validate(given | {"shard_bytes": 1 << 20})
+    return TokenizeSettings.model_validate(given | {"shard_bytes": 1 << 20})  # a shard a file
 
 
 def _of_rows(rows: Sequence[dict[str, Any]], wall: float) -> dict[str, float]:
@@ -322,7 +322,7 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument(
-        "--slow_slices", type=int, default=4, help="16 MiB files a round for tiktoken, a quarter for HF"
+        "--slow_slices", type=int, default=4, help="64 MiB files a round for tiktoken, a quarter for HF"
     )
     parser.add_argument("--datatrove", help="Python of an environment that has datatrove")
     parser.add_argument("--peers", nargs="+", help="only these")

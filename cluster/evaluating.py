@@ -16,11 +16,12 @@ from gpt_core.corpus import manifest
 from gpt_core.corpus.corpus import Corpus
 from gpt_core.digests import canonical_json, sha256_hex
 from gpt_core.documents.source_files import SourceFile
-from gpt_core.errors import CheckpointError, CorpusError
+from gpt_core.errors import CheckpointError, CorpusError, SettingsError
 from gpt_core.evaluation.evaluation import CorpusPart, EvaluationWorker, Measured, WindowRange, plan_windows, summed
 from gpt_core.evaluation.task_items import Wording
 from gpt_core.evaluation.task_plan import Cut, Task, TaskPlan, list_task_files, plan_task, settings_of, sliding_of
 from gpt_core.evaluation.task_scorer import Tasks, added, metrics_of
+from gpt_core.finetuning.supervised_corpus import PACKED, open_corpus
 from gpt_core.ledger import Row
 from gpt_core.settings import EvaluateSettings, TaskSettings
 from gpt_core.storage import Storage
@@ -90,7 +91,7 @@ def resolve(settings: EvaluateSettings) -> Inputs:
     Raises:
         CheckpointError: If there is no whole checkpoint, or its context is too short.
         CorpusError: If the corpus is not finished, or of another vocabulary, or a task's file is missing.
-        SettingsError: If a task's stride exceeds the context.
+        SettingsError: If a task's stride exceeds the context, or the context is not that of packed examples.
     """
     loaded = checkpoint.load(settings.checkpoint)
     window_tokens = _window_tokens(settings, loaded)
@@ -112,7 +113,12 @@ def resolve(settings: EvaluateSettings) -> Inputs:
 
 def _window_tokens(settings: EvaluateSettings, loaded: Checkpoint) -> int:
     positions = loaded.shape.num_positions
-    window_tokens = settings.context_tokens or positions
+    packed: Any = settings.corpus and manifest.read(settings.corpus).settings.get(PACKED)
+    window_tokens = settings.context_tokens or packed or positions
+    if packed and window_tokens != packed:
+        raise SettingsError(
+            "context_tokens", str(window_tokens), f"{packed}, that of the packs of {settings.corpus}", "leave it out"
+        )
     if window_tokens > positions:
         raise CheckpointError(
             "context_tokens",
@@ -171,7 +177,7 @@ def perform(settings: EvaluateSettings, inputs: Inputs, cluster: Cluster, run: R
 
 def _planned_windows(settings: EvaluateSettings, inputs: Inputs) -> Sequence[WindowRange]:
     assert settings.corpus is not None
-    corpus = Corpus(settings.corpus, settings.split)
+    corpus = open_corpus(settings.corpus, settings.split)
     num_windows = corpus.num_windows(inputs.window_tokens)
     if num_windows == 0:
         raise CorpusError(

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 
-from benchmarks.applications.finetuned import Pair, bench_of, split_by_hash, stdlib_files, table
+from benchmarks.applications.finetuned import Pair, arguments, bench_of, split_by_hash, stdlib_files, table
 from gpt_core.finetuning.templates import few_shot_prompt, find_template, stop_strings
 from gpt_core.tokens.tokenizer import load_tokenizer
 
@@ -25,7 +25,7 @@ _NEW_TOKENS = 24
 
 def main() -> None:
     """Ask with k examples, fine-tune, ask again, and print the table."""
-    bench = bench_of(__doc__, default_steps=600, default_rate=1e-3)
+    bench = bench_of(arguments(__doc__, default_steps=600, default_rate=1e-3).parse_args())
     taught, held_out = split_by_hash(list(pairs()), 0.15)
     held_out = held_out[:_NUM_HELD_OUT]
     print(f"{len(taught)} functions to learn, {len(held_out)} held out", flush=True)

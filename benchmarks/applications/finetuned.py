@@ -6,12 +6,13 @@ Without Ray, so that a table of small runs takes minutes; the packs, the trainin
 
 import argparse
 import hashlib
+import itertools
 import json
 import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -60,13 +61,17 @@ class Bench:
     steps: int
     threads: int
     learning_rate: float
+    shape: ModelShape
 
-    def pretrained(self) -> str:
-        """Return the given checkpoint, or one trained here on the standard library, its vocabulary learnt from it."""
+    def pretrained(self, texts: Sequence[str] = ()) -> str:
+        """Return the given checkpoint, or one trained here on the standard library.
+
+        Its vocabulary is learnt from the library and from the texts, which the checkpoint is to be taught later.
+        """
         if self.checkpoint:
             return self.checkpoint
         output = self.folder / "pretrained"
-        plan = self._plan(str(_stdlib_corpus(self.folder / "corpus")), output, self.pretrain_steps)
+        plan = self._plan(str(_stdlib_corpus(self.folder / "corpus", texts)), output, self.pretrain_steps)
         started = time.monotonic()
         train(plan)
         print(f"pretrained {self.pretrain_steps} steps in {time.monotonic() - started:.0f} s", flush=True)
@@ -139,9 +144,9 @@ class Bench:
         return TrainingPlan(
             corpus=corpus,
             output=str(output),
-            shape=SHAPE,
+            shape=self.shape,
             num_steps=num_steps,
-            window_tokens=SHAPE.num_positions,
+            window_tokens=self.shape.num_positions,
             batch_sequences=4,
             micro_batch_sequences=2,
             recipe=Recipe(learning_rate=3e-3, warmup_tokens=10_240, beta2=0.99),
@@ -151,21 +156,27 @@ class Bench:
         )
 
 
-def bench_of(description: str | None, default_steps: int, default_rate: float) -> Bench:
-    """Return the benchmark that the command line asks for."""
+def arguments(description: str | None, default_steps: int, default_rate: float) -> argparse.ArgumentParser:
+    """Return a parser of what every application can be told; a benchmark adds its own."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="begin with this one, such as runs/quickstart/model")
     parser.add_argument("--pretrain-steps", type=int, default=1000, help="steps of a checkpoint made here otherwise")
+    parser.add_argument("--width", type=int, default=SHAPE.n_embd, help="of a checkpoint made here")
     parser.add_argument("--steps", type=int, default=default_steps, help="steps of fine-tuning at most")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=default_rate)
     parser.add_argument("--folder", type=Path, help="where to work; by default a new temporary folder")
-    given = parser.parse_args()
+    return parser
+
+
+def bench_of(given: argparse.Namespace) -> Bench:
+    """Return the benchmark that the command line asks for."""
     folder = given.folder or Path(tempfile.mkdtemp(prefix="herd-application-"))
     folder.mkdir(parents=True, exist_ok=True)
     return Bench(
-        folder.absolute(), given.checkpoint, given.pretrain_steps, given.steps, given.threads, given.learning_rate
-    )
+        folder.absolute(), given.checkpoint, given.pretrain_steps, given.steps, given.threads, given.learning_rate,
+        replace(SHAPE, n_embd=given.width),
+    )  # fmt: skip
 
 
 def split_by_hash(pairs: Sequence[Pair], held_out_share: float) -> tuple[list[Pair], list[Pair]]:
@@ -192,11 +203,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _stdlib_corpus(folder: Path) -> Path:
+def _stdlib_corpus(folder: Path, texts: Sequence[str]) -> Path:
     files = list_files(SourceSpec("stdlib", (f"{sysconfig.get_path('stdlib')}/**/*.py",), EXCLUDED))
     vocabulary = folder / VOCABULARY
     if not vocabulary.exists():
-        write_ranks(vocabulary, train_ranks(_some_texts(), SHAPE.vocabulary_size))
+        write_ranks(vocabulary, train_ranks(itertools.chain(_some_texts(), texts), SHAPE.vocabulary_size))
     plans = plan_shards(files, 1 << 40)
     row = ShardTokenizer(TokenizeOptions(str(folder), tokenizer=str(vocabulary), validation_fraction=0.02))(plans[0])
     shards = [

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 
-from benchmarks.applications.finetuned import Pair, bench_of, split_by_hash, stdlib_files, table
+from benchmarks.applications.finetuned import Pair, arguments, bench_of, split_by_hash, stdlib_files, table
 from gpt_core.finetuning.templates import find_template
 
 SHARES = (0.01, 0.1, 1.0)
@@ -27,7 +27,7 @@ _METRICS = ("rouge1", "rouge2", "rougeL")
 
 def main() -> None:
     """Fine-tune for every share of the examples and print the table."""
-    bench = bench_of(__doc__, default_steps=200, default_rate=1e-3)
+    bench = bench_of(arguments(__doc__, default_steps=200, default_rate=1e-3).parse_args())
     taught, held_out = split_by_hash(list(pairs()), 0.1)
     pretrained = bench.pretrained()
     prompts = [find_template("summarize").prompt(article) for article, _ in held_out]

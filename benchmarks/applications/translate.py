@@ -1,38 +1,47 @@
 """English to French, from message catalogues and names: a table of BLEU on held-out strings.
 
     pip install django babel sacrebleu
-    python -m benchmarks.applications.translate [--checkpoint runs/quickstart/model] [--steps 1500]
+    pip download --no-deps -d wheels pretix weblate wagtail django-oscar sphinx pycountry
+    python -m benchmarks.applications.translate [--wheels wheels/*.whl] [--checkpoint runs/quickstart/model]
 
-The pairs are Django's own French messages and the names of languages, countries, scripts, currencies and variants
-that Babel carries from CLDR, each English string once; a tenth, by a hash, is held out. Copying the source is the
-score to beat: names are often the same in both languages. BLEU is sacreBLEU's, with the signature it asks to be
-quoted.
+The pairs are Django's own French messages, the names of languages, countries, scripts, currencies and variants that
+Babel carries from CLDR, and the French catalogues of the wheels, which are read and not installed: each English
+string once; a share, by a hash, is held out. Copying the source is the score to beat: names are often the same in
+both languages. BLEU is sacreBLEU's, with the signature it asks to be quoted.
 """
 
 import time
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
-from benchmarks.applications.finetuned import Pair, bench_of, split_by_hash, table
+from benchmarks.applications.finetuned import Pair, arguments, bench_of, split_by_hash, table
 from gpt_core.finetuning.templates import find_template
 
 _NAMES = ("languages", "territories", "scripts", "currencies", "variants")
 _LONGEST_CHARACTERS = 120
+_MOST_HELD_OUT = 1000
+_CATALOGUES = "locale/fr/LC_MESSAGES/*.mo"
 
 
 def main() -> None:
     """Fine-tune from scratch and from the checkpoint and print the table."""
     import sacrebleu
 
-    bench = bench_of(__doc__, default_steps=1500, default_rate=3e-3)
-    taught, held_out = split_by_hash([*catalogue_pairs(), *name_pairs()], 0.1)
+    parser = arguments(__doc__, default_steps=1500, default_rate=3e-3)
+    parser.add_argument("--wheels", nargs="+", type=Path, default=[], help="packages whose catalogues are read too")
+    given = parser.parse_args()
+    bench = bench_of(given)
+    pairs = [*django_pairs(), *name_pairs(), *wheel_pairs(given.wheels)]
+    taught, held_out = split_by_hash(pairs, min(0.1, _MOST_HELD_OUT / len(pairs)))
     sources, references = [source for source, _ in held_out], [target for _, target in held_out]
     print(f"{len(taught)} pairs to learn, {len(held_out)} held out", flush=True)
-    pretrained = bench.pretrained()
+    pretrained = bench.pretrained([f"{source} {target}" for source, target in taught])
     answers = {"copying the source": (sources, "")}
     for name, start in (("from scratch", bench.untrained()), ("from the checkpoint", pretrained)):
         started = time.monotonic()
-        done = bench.finetune(name.replace(" ", "-"), start, taught, task="translate", train={"context_tokens": 64})
+        done = bench.finetune(name.replace(" ", "-"), start, taught, task="translate", train={"context_tokens": 128})
         prompts = [find_template("translate").prompt(source) for source in sources]
         told = f"{done.validation_loss:.3f} after {done.step} steps, {time.monotonic() - started:.0f} s"
         answers[name] = (bench.complete(done.checkpoint, prompts, 40), told)
@@ -48,16 +57,32 @@ def main() -> None:
         print(f"  {source!r} -> {text!r} ({reference!r})")
 
 
-def catalogue_pairs() -> Iterator[Pair]:
-    """Yield Django's messages and their French, those without plurals."""
+def django_pairs() -> Iterator[Pair]:
+    """Yield Django's messages and their French."""
     import django
+
+    for path in sorted(Path(django.__file__).parent.rglob(_CATALOGUES)):
+        with path.open("rb") as file:
+            yield from _messages(file)
+
+
+def wheel_pairs(wheels: Sequence[Path]) -> Iterator[Pair]:
+    """Yield the messages and their French of every catalogue in some wheels."""
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as packed:
+            for name in sorted(packed.namelist()):
+                if Path(name).match("fr/LC_MESSAGES/*.mo"):
+                    with packed.open(name) as file:
+                        yield from _messages(file)
+
+
+def _messages(catalogue: IO[bytes]) -> Iterator[Pair]:
     from babel.messages.mofile import read_mo
 
-    for path in sorted(Path(django.__file__).parent.rglob("locale/fr/LC_MESSAGES/*.mo")):
-        with path.open("rb") as file:
-            for message in read_mo(file):
-                if isinstance(message.id, str) and isinstance(message.string, str):
-                    yield from _usable(message.id, message.string)
+    for message in read_mo(catalogue):
+        # Not those with plurals.
+        if isinstance(message.id, str) and isinstance(message.string, str):
+            yield from _usable(message.id, message.string)
 
 
 def name_pairs() -> Iterator[Pair]:

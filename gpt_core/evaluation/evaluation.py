@@ -2,8 +2,8 @@
 
 A piece of a corpus is a range of the split's windows, in the order of the stream. A window predicts
 ``window_tokens`` tokens from those before them in the same window (stride = window), so each
-token but the remainder of a source counts once. Sums are taken in float64 in the order of
-pieces: the result does not depend on who computed which.
+token but the remainder of a source counts once; of packed examples only the targets. Sums are taken in float64 in the
+order of pieces: the result does not depend on who computed which.
 """
 
 import math
@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpt_core.corpus.corpus import Corpus
 from gpt_core.corpus.order import Cells
 from gpt_core.evaluation.sequence_scorer import SequenceScorer
 from gpt_core.evaluation.task_plan import ItemRange, TextRange
 from gpt_core.evaluation.task_scorer import Tasks, TaskScorer
+from gpt_core.finetuning.masked_windows import unmasked
+from gpt_core.finetuning.supervised_corpus import open_corpus
 from gpt_core.model.gpt import GPT
 from gpt_core.model.loss import token_losses
 from gpt_core.tokens.tokenizer import Tokenizer, load_tokenizer
@@ -86,31 +87,30 @@ class WindowScorer:
     """
 
     def __init__(self, part: CorpusPart, model: GPT, batch_sequences: int, num_bytes_V: np.ndarray) -> None:
-        self._corpus = Corpus(part.folder, part.split)
+        self._corpus = open_corpus(part.folder, part.split)
         self._windows = self._corpus.every_window(part.window_tokens)
         self._model, self._window_tokens = model, part.window_tokens
         self._batch_sequences, self._num_bytes_V = batch_sequences, num_bytes_V
 
     def __call__(self, plan: WindowRange) -> dict[str, Any]:
         """Return {"loss_sum", "num_tokens", "num_bytes"} of the range."""
-        loss_sum, num_bytes = 0.0, 0
+        loss_sum, num_tokens, num_bytes = 0.0, 0, 0
         for first in range(plan.first, plan.last, self._batch_sequences):
             chosen = slice(first, min(first + self._batch_sequences, plan.last))
             cells = Cells(self._windows.sources[chosen], self._windows.epochs[chosen], self._windows.windows[chosen])
-            ids = self._corpus.windows(cells, self._window_tokens)
-            loss_sum += self._loss_sum(ids)
-            num_bytes += int(self._num_bytes_V[ids[:, 1:]].sum())
-        return {
-            "loss_sum": loss_sum,
-            "num_tokens": (plan.last - plan.first) * self._window_tokens,
-            "num_bytes": num_bytes,
-        }
+            windows = self._corpus.windows(cells, self._window_tokens)
+            ids, is_target_BT = unmasked(windows), windows[:, 1:] >= 0
+            loss_sum += self._loss_sum(ids, is_target_BT)
+            num_tokens += int(is_target_BT.sum())
+            num_bytes += int(self._num_bytes_V[ids[:, 1:][is_target_BT]].sum())
+        return {"loss_sum": loss_sum, "num_tokens": num_tokens, "num_bytes": num_bytes}
 
     @torch.inference_mode()
-    def _loss_sum(self, ids: np.ndarray) -> float:
+    def _loss_sum(self, ids: np.ndarray, is_target_BT: np.ndarray) -> float:
         tokens_BT = torch.from_numpy(ids)
         hidden_BTC = self._model.hidden(tokens_BT[:, :-1])
-        return token_losses(hidden_BTC, self._model.wte.weight, tokens_BT[:, 1:]).double().sum().item()
+        losses_BT = token_losses(hidden_BTC, self._model.wte.weight, tokens_BT[:, 1:])
+        return (losses_BT.double() * torch.from_numpy(is_target_BT)).sum().item()
 
 
 class EvaluationWorker:

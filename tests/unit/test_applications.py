@@ -1,5 +1,8 @@
 """Promises of benchmarks.applications: what is held out stays out, and what the tables count."""
 
+import zipfile
+
+from benchmarks.applications import translate
 from benchmarks.applications.complete_code import parses, scores
 from benchmarks.applications.finetuned import split_by_hash, table
 from benchmarks.applications.summarize import lead
@@ -32,3 +35,22 @@ def test_the_lead_is_the_first_sentence():
 
 def test_tables_are_markdown():
     assert table(["a", "b"], [["1", 2]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_pairs_of_a_wheel_are_the_messages_of_its_french_catalogues(tmp_path):
+    from babel.messages.catalog import Catalog
+    from babel.messages.mofile import write_mo
+
+    catalogue = Catalog(locale="fr")
+    for source, target in {
+        "Save": "Enregistrer",
+        "two\nlines": "deux\nlignes",
+        ("a day", "days"): ("un jour", "jours"),
+    }.items():
+        catalogue.add(source, target)
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
+        for language in ("fr", "de"):
+            with wheel.open(f"a/locale/{language}/LC_MESSAGES/a.mo", "w") as file:
+                write_mo(file, catalogue)
+        wheel.writestr("a/locale/fr/LC_MESSAGES/a.po", "no catalogue in binary")
+    assert list(translate.wheel_pairs([tmp_path / "a.whl"])) == [("Save", "Enregistrer")]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,19 +10,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cluster import finetuning
+from cluster import evaluating, finetuning
 from gpt_core.corpus import manifest
 from gpt_core.documents.shard_plan import plan_shards
 from gpt_core.errors import CheckpointError, CorpusError, HerdError, SettingsError, StaleOutputError
+from gpt_core.evaluation.evaluation import CorpusPart, EvaluationWorker, WindowRange, summed
 from gpt_core.finetuning.examples import Example, Fields, list_example_files, read_examples
 from gpt_core.finetuning.supervised_corpus import open_corpus
 from gpt_core.generation.engine import Engine, EngineOptions
 from gpt_core.generation.request import GenerationRequest, Sampling
-from gpt_core.settings import FinetuneSettings
+from gpt_core.settings import EvaluateSettings, FinetuneSettings
 from gpt_core.tokens.tokenizer import load_tokenizer
 from gpt_core.training import checkpoint
 from gpt_core.training.starting_weights import grown, load_starting_weights
 from tests.finetune_here import finetune_here, write_examples
+from tests.reference.gpt2_numpy import logits
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
 FRENCH, END = 257, 256
@@ -104,6 +107,40 @@ def test_each_source_is_on_one_side_and_every_target_is_learnt(settings):
         assert int((windows == END).sum()) == targets[split]
     assert sum(targets.values()) == 120
     assert 10 < targets["validation"] < 40
+
+
+def test_an_evaluation_of_held_out_examples_counts_their_targets_alone(settings):
+    job = settings()
+    path = finetune_here(job).checkpoint
+    packs = f"{job.output}/examples"
+    given = {"checkpoint": str(path), "corpus": packs, "output": f"{job.output}/evaluated"}
+    inputs = evaluating.resolve(EvaluateSettings.model_validate(given))
+    corpus, loaded = open_corpus(packs, "validation"), checkpoint.load(path)
+    num_packs = len(corpus.every_window(64))
+    part = CorpusPart(packs, "validation", inputs.window_tokens)
+    worker = EvaluationWorker(str(path), part, None, batch_sequences=3)
+    measured = summed([{"index": 0, **worker((0, WindowRange(0, num_packs)))}])
+
+    (shard,) = Path(packs, "validation").glob("*.arrow")
+    with pa.ipc.open_file(shard) as file:
+        ids_BT = file.read_all().column("tokens").combine_chunks().values.to_numpy().reshape(num_packs, 64)
+    weights = {name: value.numpy() for name, value in loaded.weights.items()}
+    losses, num_bytes = [], 0
+    for ids in ids_BT.astype(int):
+        logits_TV = logits(ids, weights, loaded.shape.n_layer, loaded.shape.n_head)
+        is_target = False
+        for place, token in enumerate(ids[1:].tolist()):
+            is_target = is_target or ids[place] == FRENCH
+            if is_target:
+                losses.append(np.logaddexp.reduce(logits_TV[place]) - logits_TV[place, token])
+                num_bytes += token != END
+            is_target = is_target and token != END
+    assert measured.num_tokens == len(losses)
+    assert measured.num_bytes == num_bytes
+    assert measured.loss == pytest.approx(np.mean(losses), abs=1e-5)
+
+    with pytest.raises(SettingsError, match="context_tokens: found 32; expected 64"):
+        evaluating.resolve(EvaluateSettings.model_validate(given | {"context_tokens": 32}))
 
 
 def test_held_out_loss_falls_and_the_best_checkpoint_is_named(settings):
