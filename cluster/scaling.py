@@ -12,6 +12,7 @@ from gpt_core.errors import ResourceError
 from gpt_core.settings import ClusterSettings
 
 _WAIT_SECONDS = 1800.0
+_FIRST_SAY_SECONDS = 2.0
 _SAY_SECONDS = 30.0
 
 
@@ -30,8 +31,8 @@ def wait_for_nodes(settings: ClusterSettings) -> None:
     group = placement_group(bundles, strategy="PACK")
     try:
         started = time.monotonic()
-        for _ in range(math.ceil(_WAIT_SECONDS / _SAY_SECONDS)):
-            if group.wait(timeout_seconds=_SAY_SECONDS):
+        for turn in range(math.ceil(_WAIT_SECONDS / _SAY_SECONDS)):
+            if group.wait(timeout_seconds=_SAY_SECONDS if turn else _FIRST_SAY_SECONDS):
                 return
             say(f"waiting for {wanted} ({time.monotonic() - started:.0f} s)")
         raise ResourceError(

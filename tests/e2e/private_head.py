@@ -4,6 +4,7 @@ Ray listens on all interfaces and `ray stop` ends every Ray of a machine by name
 namespaces neither reaches anything else, and all of it ends with the process that holds them.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -12,6 +13,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = "http://127.0.0.1:8265"
@@ -85,6 +88,14 @@ class PrivateHead:
     def interrupt(self, process: subprocess.Popen[str]) -> None:
         """Send a command started here what Ctrl-C sends."""
         os.kill(_child(process.pid) or process.pid, signal.SIGINT)
+
+    def kill(self, process: subprocess.Popen[str]) -> None:
+        """End a command started here and everything below it at once, as a machine that is taken away does."""
+        tree = psutil.Process(process.pid)
+        for member in [*tree.children(recursive=True), tree]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        process.communicate()
 
     def run(self, words: list[str], folder: Path, **changes: str | None) -> tuple[int, str, str]:
         """Run a command beside the head; return its exit code and what it printed on stdout and stderr."""

@@ -82,8 +82,7 @@ def test_ctrl_c_without_a_terminal_leaves_the_job_and_says_how_to_stop_it(head, 
 
 
 def test_a_job_the_cluster_can_never_hold_is_refused_before_it_is_sent(head, text, tmp_path):
-    words = [*words_for(text, tmp_path / "corpus"), "--pool.min_actors", "64"]
-    code, _, err = head.run(["herd", "submit", *words], tmp_path)
+    code, err = refused_for_size(head, text, tmp_path)
     assert code == 2
     assert (
         "pool.min_actors x pool.cpus_per_actor: found a need of 32 CPUs; expected at most the 2 the cluster has; "
@@ -92,18 +91,27 @@ def test_a_job_the_cluster_can_never_hold_is_refused_before_it_is_sent(head, tex
     assert "is submitted" not in err
 
 
+def refused_for_size(head, text, tmp_path):
+    words = [*words_for(text, tmp_path / "corpus"), "--pool.min_actors", "64"]
+    code, _, err = head.run(["herd", "submit", *words], tmp_path)
+    return code, err
+
+
 def test_a_job_that_wants_more_cpus_waits_until_a_node_brings_them(head, text, tmp_path):
-    words = [*words_for(text, tmp_path / "corpus"), "--cluster.min_cpus", "3"]
-    process = head.start(["herd", "submit", *words], tmp_path)
-    time.sleep(20)
-    assert process.poll() is None
+    words = [*words_for(text, tmp_path / "corpus"), "--cluster.min_cpus", "3", "--detach"]
+    code, out, err = head.run(["herd", "submit", *words], tmp_path)
+    assert code == 0, out + err
+    job_id = submitted_as(err)
+    while "waiting for 3 CPUs" not in head.run(["herd", "jobs", "logs", job_id], tmp_path)[1]:
+        time.sleep(0.2)
     assert not (tmp_path / "corpus" / "manifest.json").exists()
     node = head.start(["ray", "start", "--address=127.0.0.1:6399", "--num-cpus=1", "--block"], tmp_path)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, out + err
+    code, out, err = head.run(["herd", "jobs", "logs", job_id, "--follow"], tmp_path)
+    assert code == 0, out + err
     assert "root digest" in out
-    head.interrupt(node)
-    node.communicate(timeout=90)
+    head.kill(node)
+    while "the 2 the cluster has" not in refused_for_size(head, text, tmp_path)[1]:
+        time.sleep(0.2)
 
 
 def test_a_head_that_asks_for_a_token_gets_the_right_one_or_a_clear_message(head, tmp_path):
