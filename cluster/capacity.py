@@ -30,15 +30,23 @@ def num_fitting(worker: Worker, *, probe: bool) -> int:
         worker: What one of them takes.
         probe: Ask each node for an answer first: Ray takes about 15 s to declare a crashed one dead.
     """
-    import ray
     from ray._private.state import available_resources_per_node
 
-    leaving = draining_nodes()
-    alive = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    nodes = (answering_nodes() if probe else living_nodes()) - draining_nodes()
     free = available_resources_per_node()
-    if probe:
-        alive = _answering(alive)
-    return sum(worker.fits(free.get(node, {})) for node in alive)
+    return sum(worker.fits(free.get(node, {})) for node in nodes)
+
+
+def living_nodes() -> set[str]:
+    """Return the ids of nodes that Ray takes for alive."""
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def answering_nodes() -> set[str]:
+    """Return the ids of nodes that run a task at once."""
+    return _answering(living_nodes())
 
 
 def draining_nodes() -> set[str]:
@@ -48,7 +56,7 @@ def draining_nodes() -> set[str]:
     return set(state.get_draining_nodes())
 
 
-def _answering(nodes: list[str]) -> list[str]:
+def _answering(nodes: set[str]) -> set[str]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -61,7 +69,7 @@ def _answering(nodes: list[str]) -> list[str]:
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=_PROBE_SECONDS)
     for reference in late:
         ray.cancel(reference, force=True)
-    return [asked[reference] for reference in ready if _has_value(reference)]
+    return {asked[reference] for reference in ready if _has_value(reference)}
 
 
 def _say_yes() -> bool:

@@ -1,9 +1,9 @@
 """Ray Train at work until the plan's last step: workers lost, nodes that come and go, wishes to stop.
 
-One start of Ray Train trains on a fixed number of workers; the loop here starts it again, on as many
-as then fit, after each loss and when nodes have joined. Ray Train's own retries and elastic resizing
-are not used: they take numbers of workers that exact sums cannot (3, 5, ...), they resize by killing,
-which loses the steps since the last checkpoint, and they try errors of the user again.
+One start of Ray Train trains on a fixed number of workers and starts lost ones again (``cluster.restart_in_place``);
+the loop here starts it anew, on as many as then fit, when nodes have gone or joined. Ray Train's own elastic resizing
+is not used: it takes numbers of workers that exact sums cannot (3, 5, ...), and resizes by killing, which loses the
+steps since the last checkpoint.
 """
 
 import shutil
@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.capacity import Worker, draining_nodes, num_fitting
+from cluster.capacity import Worker, draining_nodes, living_nodes, num_fitting
 from cluster.cpu_allocator import GLIBC_TUNABLES
 from cluster.progress import say
-from cluster.session import cause_of, is_mistake_in_code, own_error_in, quiet_libraries
+from cluster.recording.journal import Tail
+from cluster.session import is_mistake_in_code, own_error_in, quiet_libraries
+from cluster.worker_losses import LOSSES, Losses, newest_step
 from gpt_core.errors import ResourceError
 from gpt_core.training import checkpoint
 from gpt_core.training.training_plan import TrainingPlan
@@ -72,34 +74,27 @@ class Fitting:
             Exception: Ray's, once more than max_failures workers were lost without progress.
         """
         shutil.rmtree(self.output / _RAY_FOLDER, ignore_errors=True)  # of a driver that was killed
-        failures, step = 0, _newest_step(self.output)
+        losses = Losses(self.output, self.max_failures, newest_step(self.output))
         group: _Group | None = None
         while True:
             count = self._count_now(group.hoped if group else 0)
             if group and count != group.count:
                 say(f"{self.title}: going on with {count} worker(s) instead of {group.count}")
-            group = _Group(self, count)
+            group = _Group(self, count, losses)
             error = group.wait()
             if error is None and _is_over(self.plan):
                 return
-            failures, step = (0, reached) if (reached := _newest_step(self.output)) > step else (failures, step)
             if error is not None:
-                failures += 1
-                self._report(error, failures)
+                self._report(error, losses)
 
-    def _report(self, error: BaseException, failures: int) -> None:
+    def _report(self, error: BaseException, losses: Losses) -> None:
         """Say what was lost, or raise where starting again would not help."""
         own = own_error_in(error)
         if own is not None:
             raise own from error
-        if failures > self.max_failures or is_mistake_in_code(error):
+        if not losses.add() or is_mistake_in_code(error):
             raise error
-        found = cause_of(error)
-        newest = _newest_step(self.output)
-        say(
-            f"{self.title}: lost workers ({_first_sentence(found.found)}); starting again from step {newest} "
-            f"(failure {failures} of {self.max_failures} without progress)"
-        )
+        say(f"{self.title}: {losses.told(error)}")
 
     def _count_now(self, hoped: int) -> int:
         """Return the largest allowed number of workers that fits now; waits where none does.
@@ -133,14 +128,17 @@ class Fitting:
 class _Group:
     """One start of Ray Train, in a thread of its own: it would take over Ctrl-C in the main one."""
 
-    def __init__(self, fitting: Fitting, count: int) -> None:
+    def __init__(self, fitting: Fitting, count: int, losses: Losses) -> None:
         self.count = count
         """Workers of this start."""
         self.hoped = count
         """Workers of the next one, as far as was seen."""
         self._fitting = fitting
         self._stop = fitting.output / STOP
-        self._trainer = _trainer(fitting, count)
+        self._losses = losses
+        (fitting.output / LOSSES).unlink(missing_ok=True)
+        self._restarts = Tail(fitting.output / LOSSES)
+        self._trainer = _trainer(fitting, count, losses)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
         self._next_look_seconds = time.monotonic() + _RESIZE_POLL_SECONDS
@@ -154,13 +152,21 @@ class _Group:
             while self._thread.is_alive():
                 self._thread.join(_POLL_SECONDS)
                 self._fitting.show()
+                self._tell_restarts()
                 self._resize_if_better()
         except KeyboardInterrupt:
             say(f"{self._fitting.title}: stopping after this step; a checkpoint is being written")
             self._stop.touch()
             self._thread.join(_STOP_SECONDS)
             raise
+        self._tell_restarts()
+        (self._fitting.output / LOSSES).unlink(missing_ok=True)
         return self._error
+
+    def _tell_restarts(self) -> None:
+        for note in self._restarts.read():
+            say(f"{self._fitting.title}: {note['told']}")
+            self._losses.step, self._losses.failures = note["step"], note["failures"]
 
     def _resize_if_better(self) -> None:
         """Ask the workers to checkpoint and end where a node is leaving, or more of them would fit."""
@@ -188,14 +194,17 @@ class _Group:
             shutil.rmtree(Path(self._trainer.run_config.storage_path), ignore_errors=True)
 
 
-def _trainer(fitting: Fitting, count: int) -> Any:
+def _trainer(fitting: Fitting, count: int, losses: Losses) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+
+    from cluster.restart_in_place import RestartInPlace
 
     quiet_libraries()
     plan, worker = fitting.plan, fitting.worker
     threads = str(plan.num_threads)
     variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    is_elastic = len(fitting.counts) > 1
     if plan.device == "cpu":
         variables["GLIBC_TUNABLES"] = GLIBC_TUNABLES
     return TorchTrainer(
@@ -210,19 +219,12 @@ def _trainer(fitting: Fitting, count: int) -> Any:
             # A name of its own: Ray would resume one that it knows from its own record, and we do from ours.
             name=uuid.uuid4().hex,
             storage_path=str(fitting.output / _RAY_FOLDER),
-            failure_config=FailureConfig(max_failures=0),
+            # RestartInPlace counts. An elastic run that waits a minute for a node goes on without it.
+            failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0 if is_elastic else -1),
+            callbacks=[RestartInPlace(losses, living_nodes() if is_elastic else None)],
             worker_runtime_env={"env_vars": variables},
         ),
     )
-
-
-def _first_sentence(text: str) -> str:
-    return text.partition(". ")[0].rstrip(".")[:200]
-
-
-def _newest_step(output: Path) -> int:
-    paths = checkpoint.list_paths(output)
-    return int(paths[-1].name.rpartition("-")[2]) if paths else 0
 
 
 def _is_over(plan: TrainingPlan) -> bool:

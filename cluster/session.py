@@ -26,6 +26,7 @@ _QUIET_RAY = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else a worker's print appears twice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # report() waits for this poll
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # cluster.fitting watches for nodes that leave
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # native code prints into the job's own output otherwise
@@ -217,6 +218,10 @@ def _inside(error: BaseException) -> Iterator[BaseException]:
         failures = getattr(current, "worker_failures", None)
         if isinstance(failures, dict):
             queue += [failures[rank] for rank in sorted(failures)]
-        for inner in (getattr(current, "cause", None), current.__cause__):
+        for inner in (
+            getattr(current, "cause", None),
+            getattr(current, "controller_failure", None),
+            current.__cause__,
+        ):
             if isinstance(inner, BaseException):
                 queue.append(inner)
