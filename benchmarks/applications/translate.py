@@ -41,7 +41,13 @@ def main() -> None:
     answers = {"copying the source": (sources, "")}
     for name, start in (("from scratch", bench.untrained()), ("from the checkpoint", pretrained)):
         started = time.monotonic()
-        done = bench.finetune(name.replace(" ", "-"), start, taught, task="translate", train={"context_tokens": 128})
+        done = bench.finetune(
+            name.replace(" ", "-"),
+            start,
+            taught,
+            task="translate",
+            train={"context_tokens": 128, "evaluate_every_steps": 100},
+        )
         prompts = [find_template("translate").prompt(source) for source in sources]
         told = f"{done.validation_loss:.3f} after {done.step} steps, {time.monotonic() - started:.0f} s"
         answers[name] = (bench.complete(done.checkpoint, prompts, 40), told)

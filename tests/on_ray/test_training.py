@@ -62,58 +62,54 @@ def _outcome(output: Path) -> tuple[str, str, dict[int, tuple[float, float]]]:
     return weights, moments, logged
 
 
+@pytest.fixture(scope="module")
+def calm(cluster: Cluster, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six steps on two workers, which the other runs must equal."""
+    output = tmp_path_factory.mktemp("calm")
+    assert _train(_settings(corpus, output, num_workers=2), cluster).num_steps == 6
+    assert sorted(_outcome(output)[2]) == [1, 2, 3, 4, 5, 6]
+    return output
+
+
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize(("num_workers", "sharding"), [(1, "none"), (4, "none"), (2, "optimizer")])
 def test_weights_moments_and_losses_are_the_same_bits_for_1_2_and_4_workers_and_with_sharded_moments(
-    cluster: Cluster, corpus: Path, tmp_path: Path
+    cluster: Cluster, corpus: Path, calm: Path, tmp_path: Path, num_workers: int, sharding: str
 ) -> None:
-    outcomes = []
-    for num_workers, sharding in ((1, "none"), (2, "none"), (4, "none"), (2, "optimizer")):
-        output = tmp_path / f"workers-{num_workers}-{sharding}"
-        trained = _train(_settings(corpus, output, num_workers=num_workers, sharding=sharding), cluster)
-        assert trained.num_steps == 6
-        outcomes.append(_outcome(output))
-    assert outcomes[0] == outcomes[1] == outcomes[2] == outcomes[3]
-    assert sorted(outcomes[0][2]) == [1, 2, 3, 4, 5, 6]
+    _train(_settings(corpus, tmp_path, num_workers=num_workers, sharding=sharding), cluster)
+    assert _outcome(tmp_path) == _outcome(calm)
 
 
 @pytest.mark.timeout(300)
-def test_a_change_of_workers_in_mid_run_changes_no_bit(cluster: Cluster, corpus: Path, tmp_path: Path) -> None:
-    calm, changed = tmp_path / "calm", tmp_path / "changed"
-    _train(_settings(corpus, calm), cluster)
+def test_a_change_of_workers_in_mid_run_changes_no_bit(
+    cluster: Cluster, corpus: Path, calm: Path, tmp_path: Path
+) -> None:
     for last_step, num_workers in ((2, 4), (4, 2), (6, 1)):
-        _train(_settings(corpus, changed, num_steps=last_step, num_workers=num_workers), cluster)
-    assert _outcome(changed)[:2] == _outcome(calm)[:2]
-    losses = [{step: loss for step, (loss, _) in _outcome(output)[2].items()} for output in (calm, changed)]
+        _train(_settings(corpus, tmp_path, num_steps=last_step, num_workers=num_workers), cluster)
+    assert _outcome(tmp_path)[:2] == _outcome(calm)[:2]
+    losses = [{step: loss for step, (loss, _) in _outcome(output)[2].items()} for output in (calm, tmp_path)]
     assert losses[0] == losses[1]
 
 
-@pytest.mark.timeout(300)
 def test_a_fully_sharded_run_on_two_workers_has_the_losses_of_a_replicated_one(
-    cluster: Cluster, corpus: Path, tmp_path: Path
+    cluster: Cluster, corpus: Path, calm: Path, tmp_path: Path
 ) -> None:
-    losses = []
-    for sharding in ("none", "full"):
-        _train(_settings(corpus, tmp_path / sharding, num_workers=2, reduction="fast", sharding=sharding), cluster)
-        losses.append([loss for _, (loss, _) in sorted(_outcome(tmp_path / sharding)[2].items())])
-    assert len(losses[0]) == 6
+    _train(_settings(corpus, tmp_path, num_workers=2, reduction="fast", sharding="full"), cluster)
+    losses = [[loss for _, (loss, _) in sorted(_outcome(output)[2].items())] for output in (calm, tmp_path)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
-def test_a_finished_run_records_what_was_expected_of_it_beside_what_it_reached(
-    cluster: Cluster, corpus: Path, tmp_path: Path
-) -> None:
-    _train(_settings(corpus, tmp_path, num_workers=2), cluster)
-    records = [record for record in read_all(tmp_path / "tracking" / JOURNAL_NAME) if record["do"] == "metrics"]
+def test_a_finished_run_records_what_was_expected_of_it_beside_what_it_reached(calm: Path) -> None:
+    records = [record for record in read_all(calm / "tracking" / JOURNAL_NAME) if record["do"] == "metrics"]
     recorded = {name: value for record in records for name, value in record["metrics"].items()}
     figures = {"tokens_per_second", "seconds", "worker_hours", "peak_memory_bytes", "checkpoint_bytes"}
     assert {f"{kind}/{figure}" for kind in ("expected", "actual") for figure in figures} <= recorded.keys()
     assert all(recorded[f"{kind}/{figure}"] > 0 for kind in ("expected", "actual") for figure in figures)
 
 
-def test_a_run_with_other_settings_in_the_folder_is_refused(cluster: Cluster, corpus: Path, tmp_path: Path) -> None:
-    _train(_settings(corpus, tmp_path, num_steps=2), cluster)
+def test_a_run_with_other_settings_in_the_folder_is_refused(corpus: Path, calm: Path) -> None:
     with pytest.raises(CheckpointError, match=r"found a run begun with train.seed 0; expected the 5 of this run"):
-        training.resolve(_settings(corpus, tmp_path, seed=5))
+        training.resolve(_settings(corpus, calm, num_workers=2, seed=5))
 
 
 def test_more_workers_than_cpus_are_refused(cluster: Cluster, corpus: Path, tmp_path: Path) -> None:
