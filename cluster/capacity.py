@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-_PROBE_SECONDS = 3.0
+PROBE_SECONDS = 3.0
+"""Time to answer in which a node that is not busy starts a process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +24,17 @@ class Worker:
         return min(int(room.get(name, 0.0) // need) for name, need in self.resources.items())
 
 
-def num_fitting(worker: Worker, *, probe: bool) -> int:
+def num_fitting(worker: Worker, probe_seconds: float | None) -> int:
     """Return how many more workers fit the free resources of the living nodes.
 
     Args:
         worker: What one of them takes.
-        probe: Ask each node for an answer first: Ray takes about 15 s to declare a crashed one dead.
+        probe_seconds: Ask each node first, and count those that answer in time: Ray takes about 15 s to declare a
+            crashed one dead. None believes Ray.
     """
     from ray._private.state import available_resources_per_node
 
-    nodes = (answering_nodes() if probe else living_nodes()) - draining_nodes()
+    nodes = (answering_nodes(probe_seconds) if probe_seconds else living_nodes()) - draining_nodes()
     free = available_resources_per_node()
     return sum(worker.fits(free.get(node, {})) for node in nodes)
 
@@ -44,9 +46,9 @@ def living_nodes() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
-def answering_nodes() -> set[str]:
-    """Return the ids of nodes that run a task at once."""
-    return _answering(living_nodes())
+def answering_nodes(probe_seconds: float = PROBE_SECONDS) -> set[str]:
+    """Return the ids of nodes that run a task within some seconds."""
+    return _answering(living_nodes(), probe_seconds)
 
 
 def draining_nodes() -> set[str]:
@@ -56,7 +58,7 @@ def draining_nodes() -> set[str]:
     return set(state.get_draining_nodes())
 
 
-def _answering(nodes: set[str]) -> set[str]:
+def _answering(nodes: set[str], seconds: float) -> set[str]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -66,7 +68,7 @@ def _answering(nodes: set[str]) -> set[str]:
 
     _answer = ray.remote(_say_yes)
     asked = {ask(node): node for node in nodes}
-    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=_PROBE_SECONDS)
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
     for reference in late:
         ray.cancel(reference, force=True)
     return {asked[reference] for reference in ready if _has_value(reference)}

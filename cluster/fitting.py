@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.capacity import Worker, draining_nodes, living_nodes, num_fitting
+from cluster.capacity import PROBE_SECONDS, Worker, draining_nodes, living_nodes, num_fitting
 from cluster.cpu_allocator import GLIBC_TUNABLES
 from cluster.progress import say
 from cluster.recording.journal import Tail
@@ -105,9 +105,10 @@ class Fitting:
         """
         if len(self.counts) == 1:  # Ray waits for the nodes, and an autoscaler sees what it waits for
             return self.counts[0]
-        begun, said = time.monotonic(), False
+        begun, said, probe_seconds = time.monotonic(), False, PROBE_SECONDS
         while True:
-            fits = num_fitting(self.worker, probe=hoped > 0)
+            fits = num_fitting(self.worker, probe_seconds if hoped else None)
+            probe_seconds *= 2  # nodes too busy to answer are no dead ones
             count = max((count for count in self.counts if count <= fits), default=0)
             waited = time.monotonic() - begun
             if count and (count >= hoped or waited > _SETTLE_SECONDS):
@@ -181,7 +182,7 @@ class _Group:
 
     def _more_fit(self) -> bool:
         if self.count < self._fitting.counts[-1]:
-            fits = self.count + num_fitting(self._fitting.worker, probe=False)
+            fits = self.count + num_fitting(self._fitting.worker, probe_seconds=None)
             self.hoped = max(count for count in self._fitting.counts if count <= fits)
         return self.hoped > self.count
 

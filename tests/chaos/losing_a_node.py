@@ -1,18 +1,19 @@
-"""A cluster of two nodes in namespaces of its own, a training run on it, a node that dies and one that comes.
+"""A cluster of two nodes in namespaces of its own, a training run on it, a node that dies, one that comes and goes.
 
 Run as a script inside the namespaces by ``perform``.
 """
 
 import os
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos.namespaces import NODE, run_inside, text_of
-from tests.chaos.pretraining import Command, seconds_to_next_step
+from tests.chaos.pretraining import Command, newest_logged_step, seconds_to_next_step
 
-# Long enough that the run is still at work when the second node has come.
-LONGER = ["--train.num_steps", "800", "--train.checkpoint_every_steps", "20", "--train.num_workers", "[1, 2]"]
+# Long enough that the run is still at work when the new node has come and gone.
+LONGER = ["--train.num_steps", "1000", "--train.checkpoint_every_steps", "20", "--train.num_workers", "[1, 2]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Story:
 
 
 def perform(words: list[str], output: Path, folder: Path) -> Story:
-    """Train with the words while the node is lost and found."""
+    """Train with the words while a node crashes, another comes, and that one is drained."""
     log = folder / "log"
     printed = run_inside(__name__, [str(output), str(folder), *words], folder, log)
     return Story(text_of(log), float(printed.split()[-1]))
@@ -40,12 +41,22 @@ def _main(output: Path, folder: Path, words: list[str]) -> None:
     command = Command(words, output, folder / "log", **environment)
     command.wait_for_step(50)
     seconds = seconds_to_next_step(output, lambda: cluster.remove_node(second, allow_graceful=False))
-    cluster.add_node(**NODE)
+    third = cluster.add_node(**NODE)
+    command.wait_until(lambda: "going on with 2 worker(s)" in command.said)
+    command.wait_for_step(newest_logged_step(output) + 20)
+    _drain(third.node_id, str(cluster.address))
     code = command.wait()
     command.end()
     cluster.shutdown()
     print(seconds)  # noqa: T201
     sys.exit(code)
+
+
+def _drain(node: str, address: str) -> None:
+    """Tell Ray what a provider does that takes a machine away in a minute."""
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken away"]
+    words = ["ray", "drain-node", "--address", address, "--node-id", node, *reason]
+    subprocess.run([*words, "--deadline-remaining-seconds", "60"], check=True, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,14 @@
-"""Promises of cluster.capacity and of train.num_workers as a range."""
+"""Promises of cluster.capacity, of how it is asked, and of train.num_workers as a range."""
+
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from cluster import fitting
 from cluster.capacity import Worker
+from cluster.fitting import Fitting
 from gpt_core.settings import TrainSettings
 
 
@@ -31,3 +36,20 @@ def test_workers_are_a_number_or_a_range(given, fewest, most):
 def test_workers_that_never_work_are_refused(given, message):
     with pytest.raises(ValidationError, match=message):
         TrainSettings(num_workers=given)
+
+
+def test_nodes_too_busy_to_answer_in_three_seconds_are_asked_for_longer(monkeypatch):
+    asked = []
+
+    def num_fitting(worker, probe_seconds):
+        asked.append(probe_seconds)
+        return 2 if probe_seconds is None or probe_seconds > 10 else 0
+
+    monkeypatch.setattr(fitting, "num_fitting", num_fitting)
+    monkeypatch.setattr(fitting.time, "sleep", lambda seconds: None)
+    plan: Any = SimpleNamespace(num_threads=1, device="cpu", output="")
+    job = Fitting("pretrain", plan, lambda config: None, [1, 2], 3, lambda: None)
+    assert job._count_now(hoped=2) == 2
+    assert asked == [3, 6, 12]
+    assert job._count_now(hoped=0) == 2
+    assert asked[-1] is None
