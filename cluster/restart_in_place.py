@@ -5,6 +5,7 @@ sooner than a new start. What that cannot mend is raised, and so reaches ``clust
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ray.train import UserCallback
@@ -21,11 +22,11 @@ class GroupLostError(Exception):
         worker_failures: What each rank that failed raised.
     """
 
-    def __init__(self, worker_failures: dict[int, Exception]) -> None:
+    def __init__(self, worker_failures: Mapping[int, Exception]) -> None:
         super().__init__(f"ranks {sorted(worker_failures)} were lost")
-        self.worker_failures = worker_failures
+        self.worker_failures = dict(worker_failures)
 
-    def __reduce__(self) -> tuple[type, tuple[dict[int, Exception]]]:
+    def __reduce__(self) -> tuple[type, tuple[Mapping[int, Exception]]]:
         return type(self), (self.worker_failures,)
 
 
@@ -40,7 +41,7 @@ class RestartInPlace(UserCallback):
     def __init__(self, losses: Losses, nodes: set[str] | None) -> None:
         self._losses, self._nodes = losses, nodes
 
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:  # noqa: ARG002
         """Note a loss that is survived, raise any other."""
         error = GroupLostError(worker_exceptions)
         if own_error_in(error) or is_mistake_in_code(error) or self._has_lost_a_node() or not self._losses.add():
