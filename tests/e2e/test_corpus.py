@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import random
+import re
 import shutil
 import time
 from pathlib import Path
@@ -182,9 +183,16 @@ def test_a_vocabulary_of_ones_own_travels_with_the_corpus_and_the_checkpoint(fol
     train = ["--train.num_steps", "4", "--train.batch_sequences", "4", "--train.micro_batch_sequences", "2"]
     done = herd("pretrain", "--corpus", "corpus", "--output", "model", *shape, *train, *untracked, folder=tmp_path)
     assert done.code == 0, done.err
-    words = ["--corpus", "corpus", "--max_windows", "4", "--output", "measured", *untracked]
+    (tmp_path / "line.txt").write_text("over the hill and far away\n")
+    endings = {"ctx": "over the", "endings": ["hill", "sea", "moon", "wall"], "label": 0}
+    (tmp_path / "endings.jsonl").write_text(json.dumps(endings) + "\n")
+    tasks = ["--tasks", "text=line.txt", "hellaswag=endings.jsonl"]
+    words = ["--corpus", "corpus", "--max_windows", "4", *tasks, "--output", "measured", *untracked]
     done = herd("evaluate", "--checkpoint", "model", *words, folder=tmp_path)
     assert done.code == 0, done.err
+    assert re.search(r"measured: loss \d.* on 64 tokens of the corpus\n", done.out)
+    assert re.search(r"measured: line \(text\): loss \d.*, 7 words, 27 bytes\n", done.out)
+    assert re.search(r"measured: endings \(hellaswag\): acc [01]\.0000.*, 1 items\n", done.out)
     shutil.rmtree(tmp_path / "corpus")
     (tmp_path / "prompts.txt").write_text("over the hill\n")
     words = ["--prompts", "prompts.txt", "--sampling.max_tokens", "4", "--output", "generated", *untracked]
