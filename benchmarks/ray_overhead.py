@@ -116,7 +116,7 @@ def _run_on_ray(plan: TrainingPlan, num_ranks: int) -> Measured:
             work=training._work,
             counts=[num_ranks],
             max_failures=0,
-            show=lambda: None,
+            show=lambda: False,
         ).run()
     records = [record for record in read_all(Path(plan.output) / training.METRICS) if record["do"] == "metrics"]
     return _measured(plan, [(record["time"] / 1e3, record["metrics"]) for record in records])

@@ -45,7 +45,7 @@ class Fitting:
         work: Called by Ray Train in each worker with {"plan": ...}.
         counts: Numbers of workers it may run on, rising.
         max_failures: Losses of workers survived in a row without a new checkpoint between them.
-        show: Called every half second, to show progress.
+        show: Called every half second, to show progress; returns whether there was any.
     """
 
     title: str
@@ -53,7 +53,7 @@ class Fitting:
     work: Callable[[dict[str, Any]], None]
     counts: list[int]
     max_failures: int
-    show: Callable[[], None]
+    show: Callable[[], bool]
 
     @property
     def worker(self) -> Worker:
@@ -142,6 +142,9 @@ class _Group:
         self._trainer = _trainer(fitting, count, losses)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
+        # Waited for instead of joining the thread: Python takes a thread for ended whose join was interrupted.
+        self._ended = threading.Event()
+        self._has_stepped = False
         self._next_look_seconds = time.monotonic() + _RESIZE_POLL_SECONDS
         self._leaving = draining_nodes()
 
@@ -150,16 +153,17 @@ class _Group:
         self._stop.unlink(missing_ok=True)
         self._thread.start()
         try:
-            while self._thread.is_alive():
-                self._thread.join(_POLL_SECONDS)
-                self._fitting.show()
+            while not self._ended.wait(_POLL_SECONDS):
+                self._has_stepped |= self._fitting.show()
                 self._tell_restarts()
                 self._resize_if_better()
         except KeyboardInterrupt:
             say(f"{self._fitting.title}: stopping after this step; a checkpoint is being written")
             self._stop.touch()
-            self._thread.join(_STOP_SECONDS)
+            if not self._ended.wait(_STOP_SECONDS):
+                say(f"{self._fitting.title}: no step ended in {_STOP_SECONDS:g} s; stopping without a checkpoint of it")
             raise
+        self._fitting.show()
         self._tell_restarts()
         (self._fitting.output / LOSSES).unlink(missing_ok=True)
         return self._error
@@ -171,7 +175,7 @@ class _Group:
 
     def _resize_if_better(self) -> None:
         """Ask the workers to checkpoint and end where a node is leaving, or more of them would fit."""
-        if time.monotonic() < self._next_look_seconds or self._stop.exists() or not self._thread.is_alive():
+        if time.monotonic() < self._next_look_seconds or self._stop.exists() or self._ended.is_set():
             return
         self._next_look_seconds = time.monotonic() + _RESIZE_POLL_SECONDS
         if draining_nodes() - self._leaving:  # Ray places nothing on those it knew before
@@ -181,7 +185,8 @@ class _Group:
             self._stop.touch()
 
     def _more_fit(self) -> bool:
-        if self.count < self._fitting.counts[-1]:
+        # Before its first step a group may not have taken its CPUs yet, which then look free for more.
+        if self._has_stepped and self.count < self._fitting.counts[-1]:
             fits = self.count + num_fitting(self._fitting.worker, probe_seconds=None)
             self.hoped = max(count for count in self._fitting.counts if count <= fits)
         return self.hoped > self.count
@@ -193,6 +198,7 @@ class _Group:
             self._error = error
         finally:
             shutil.rmtree(Path(self._trainer.run_config.storage_path), ignore_errors=True)
+            self._ended.set()
 
 
 def _trainer(fitting: Fitting, count: int, losses: Losses) -> Any:

@@ -19,10 +19,10 @@ from types import FrameType
 
 _OUR_FOLDER = str(Path(__file__).resolve().parent.parent) + os.sep
 _OUR_PACKAGES = tuple(_OUR_FOLDER + package + os.sep for package in ("jobs", "cluster", "gpt_core"))
-# Functions of Python and of Ray that do nothing but wait, by the end of their file's path.
+# Functions of Python and of Ray that do nothing but wait, by the end of their file's path. Not those of
+# Thread.join: up to Python 3.12 a thread whose join is interrupted counts as ended from then on.
 _WAITS = {
     ("threading.py", "wait"),
-    ("threading.py", "_wait_for_tstate_lock"),
     ("queue.py", "get"),
     ("selectors.py", "select"),
     ("subprocess.py", "_try_wait"),

@@ -227,12 +227,15 @@ class _Followed:
         while self._tail.read():  # what an earlier start wrote
             pass
 
-    def show(self) -> None:
+    def show(self) -> bool:
+        """Show the newest step, if there is one that was not shown yet."""
         records = self._tail.read()
-        if records:
-            metrics = records[-1]["metrics"]
-            facts = f"loss {float(metrics['loss']):.3f}, {float(metrics['tokens_per_second']):,.0f} tokens/s"
-            self._shown.show(records[-1]["step"], facts)
+        if not records:
+            return False
+        metrics = records[-1]["metrics"]
+        facts = f"loss {float(metrics['loss']):.3f}, {float(metrics['tokens_per_second']):,.0f} tokens/s"
+        self._shown.show(records[-1]["step"], facts)
+        return True
 
 
 def newest_whole(output: str) -> tuple[Description | None, list[str]]:

@@ -47,6 +47,7 @@ class Replayer:
         self._steps = RecordedSteps(store.recorded_steps)
         self._patience = Patience(store, folder)
         self._done = threading.Event()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="herd-tracking", daemon=True)
 
     def _forget(self) -> None:
@@ -81,8 +82,7 @@ class Replayer:
         self._patience.closing.set()
         began = time.monotonic()
         try:
-            while self._thread.is_alive() and time.monotonic() - began < seconds:
-                self._thread.join(0.05)
+            while not self._ended.wait(0.05) and time.monotonic() - began < seconds:
                 if min(time.monotonic() - began, self._patience.outage_seconds()) > _CLOSING_OUTAGE_SECONDS:
                     break
         finally:  # an impatient second Ctrl-C arrives here as well
@@ -117,6 +117,8 @@ class Replayer:
             pass
         except Exception as error:  # a full disk, for one; the job itself must go on
             say(f"tracking: stopped ({first_line(error)}); the records stay in {self._folder}")
+        finally:
+            self._ended.set()
 
     # Reading
 

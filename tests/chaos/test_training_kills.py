@@ -21,6 +21,7 @@ from tests.chaos.pretraining import (
     calm_outcome,
     flip_a_bit,
     is_writing,
+    newest_logged_step,
     outcome_of,
     steps_apart,
     words_for,
@@ -73,6 +74,8 @@ def _terminate_the_driver(command: Command, rng: random.Random) -> bool:
     code = command.terminate()
     assert code == 143, command.said
     assert "terminated: herd pretrain stopped; run the same command again to continue" in command.said
+    newest = checkpoint.read_description(checkpoint.list_paths(command.output)[-1])
+    assert newest.step == newest_logged_step(command.output)  # no step is lost
     return False
 
 

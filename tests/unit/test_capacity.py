@@ -48,7 +48,7 @@ def test_nodes_too_busy_to_answer_in_three_seconds_are_asked_for_longer(monkeypa
     monkeypatch.setattr(fitting, "num_fitting", num_fitting)
     monkeypatch.setattr(fitting.time, "sleep", lambda seconds: None)
     plan: Any = SimpleNamespace(num_threads=1, device="cpu", output="")
-    job = Fitting("pretrain", plan, lambda config: None, [1, 2], 3, lambda: None)
+    job = Fitting("pretrain", plan, lambda config: None, [1, 2], 3, lambda: False)
     assert job._count_now(hoped=2) == 2
     assert asked == [3, 6, 12]
     assert job._count_now(hoped=0) == 2

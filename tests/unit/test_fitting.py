@@ -1,0 +1,65 @@
+"""One start of Ray Train, whose trainer is a stand-in here: when it is asked to stop, and that it is waited for."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster import fitting, interrupts
+from cluster.fitting import STOP, Fitting
+from cluster.worker_losses import Losses
+
+
+class _Trainer:
+    """Trains until the wish to stop is there, and then for a second more."""
+
+    def __init__(self, output: Path) -> None:
+        self.run_config = SimpleNamespace(storage_path=str(output / "ray"))
+        self.finished = threading.Event()
+        self._stop = output / STOP
+
+    def fit(self) -> None:
+        while not self._stop.exists():
+            time.sleep(0.01)
+        time.sleep(1)
+        self.finished.set()
+
+
+def _group(monkeypatch: pytest.MonkeyPatch, output: Path, steps: list[bool]) -> tuple[fitting._Group, _Trainer]:
+    trainer = _Trainer(output)
+    monkeypatch.setattr(fitting, "_trainer", lambda *_: trainer)
+    monkeypatch.setattr(fitting, "draining_nodes", set)
+    monkeypatch.setattr(fitting, "num_fitting", lambda *_, **__: 1)
+    monkeypatch.setattr(fitting, "_RESIZE_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(fitting, "_POLL_SECONDS", 0.02)
+    plan: Any = SimpleNamespace(num_threads=1, device="cpu", output=str(output))
+    job = Fitting("pretrain", plan, lambda config: None, [1, 2], 3, lambda: bool(steps and steps.pop()))
+    return fitting._Group(job, 1, Losses(output, 3, 0)), trainer
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_stops_a_run_waits_for_its_last_checkpoint(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group, trainer = _group(monkeypatch, tmp_path, [])
+    threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+    with interrupts.handled(), pytest.raises(KeyboardInterrupt):
+        group.wait()
+    assert trainer.finished.is_set()
+
+
+def test_a_group_grows_only_once_it_has_stepped_for_its_own_cpus_look_free_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[bool] = []
+    group, _ = _group(monkeypatch, tmp_path, steps)
+    started = time.monotonic()
+    threading.Timer(0.5, steps.append, (True,)).start()
+    assert group.wait() is None
+    assert group.hoped == 2
+    assert time.monotonic() - started > 1.5
