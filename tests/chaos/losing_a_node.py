@@ -55,7 +55,17 @@ def _main(output: Path, folder: Path, words: list[str]) -> None:
 def _drain(node: str, address: str) -> None:
     """Tell Ray what a provider does that takes a machine away in a minute."""
     reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken away"]
-    words = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address, "--node-id", node, *reason]
+    words = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "drain-node",
+        "--address",
+        address,
+        "--node-id",
+        node,
+        *reason,
+    ]
     subprocess.run([*words, "--deadline-remaining-seconds", "60"], check=True, stdout=subprocess.DEVNULL)
 
 

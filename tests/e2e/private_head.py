@@ -18,6 +18,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = "http://127.0.0.1:8265"
+RAY_ADDRESS = "127.0.0.1:6399"
 TOKEN = "0123456789abcdef" * 4
 _UNSHARE = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
@@ -40,8 +41,8 @@ class PrivateHead:
         # Not below pytest's folder: paths of sockets are short. Not Ray's own folder: others may use that.
         self._ray_folder = tempfile.TemporaryDirectory(prefix="herd-", ignore_cleanup_errors=True)
         start = (
-            "ip link set lo up && exec ray start --head --block --port 6399 --dashboard-host 127.0.0.1 "
-            f"--num-cpus {num_cpus} --object-store-memory 100000000 --disable-usage-stats"
+            f"ip link set lo up && exec ray start --head --block --port {RAY_ADDRESS.partition(':')[2]} "
+            f"--dashboard-host 127.0.0.1 --num-cpus {num_cpus} --object-store-memory 100000000 --disable-usage-stats"
         )
         with (folder / "head.log").open("wb") as log:
             self._holder = subprocess.Popen(

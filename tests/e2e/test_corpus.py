@@ -20,7 +20,8 @@ from gpt_core.corpus.corpus import Corpus
 from gpt_core.corpus.trace import trace_cell
 from gpt_core.tokens.tokenizer import load_tokenizer
 from tests.corpus_text import NUM_DOCUMENTS, NUM_REJECTED, write_sources
-from tests.e2e.commands import herd
+from tests.e2e.commands import Finished, herd
+from tests.e2e.private_head import RAY_ADDRESS, PrivateHead
 
 NUM_CELLS = int(os.environ.get("HERD_TRACE_CELLS", "1000"))
 
@@ -163,32 +164,35 @@ def test_the_bytes_a_trace_names_tokenize_to_the_ids_that_were_read(folder: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_vocabulary_of_ones_own_travels_with_the_corpus_and_the_checkpoint(folder: Path, tmp_path: Path) -> None:
+def test_a_vocabulary_of_ones_own_travels_with_the_corpus_and_the_checkpoint(
+    folder: Path, tmp_path: Path, head: PrivateHead
+) -> None:
+    def run(*words: str) -> Finished:
+        return Finished(*head.run(["herd", *words], tmp_path, RAY_ADDRESS=RAY_ADDRESS))
+
     text = str(folder / "text" / "books")
-    done = herd(
-        "train-tokenizer", "--input", text, "--vocabulary_size", "290", "--output", "own.tiktoken", folder=tmp_path
-    )
+    done = run("train-tokenizer", "--input", text, "--vocabulary_size", "290", "--output", "own.tiktoken")
     assert done.code == 0, done.err
     digest = load_tokenizer(str(tmp_path / "own.tiktoken")).digest
     assert done.out == f"{tmp_path}/own.tiktoken: 290 ids, end of text included\ndigest {digest}\n"
     untracked = ["--tracking.enabled", "false"]
     words = ["--input", text, "--tokenizer.name", "own.tiktoken", "--validation_fraction", "0.2", *untracked]
-    done = herd("tokenize", *words, "--output", "made", folder=tmp_path)
+    done = run("tokenize", *words, "--output", "made")
     assert done.code == 0, done.err
     (tmp_path / "own.tiktoken").unlink()
     (tmp_path / "made").rename(tmp_path / "corpus")
     assert manifest.read(str(tmp_path / "corpus")).tokenizer.digest == digest
-    assert herd("verify", "corpus", folder=tmp_path).code == 0
+    assert run("verify", "corpus").code == 0
     shape = ["--model.n_layer", "1", "--model.n_head", "1", "--model.n_embd", "16", "--model.num_positions", "16"]
     train = ["--train.num_steps", "4", "--train.batch_sequences", "4", "--train.micro_batch_sequences", "2"]
-    done = herd("pretrain", "--corpus", "corpus", "--output", "model", *shape, *train, *untracked, folder=tmp_path)
+    done = run("pretrain", "--corpus", "corpus", "--output", "model", *shape, *train, *untracked)
     assert done.code == 0, done.err
     (tmp_path / "line.txt").write_text("over the hill and far away\n")
     endings = {"ctx": "over the", "endings": ["hill", "sea", "moon", "wall"], "label": 0}
     (tmp_path / "endings.jsonl").write_text(json.dumps(endings) + "\n")
     tasks = ["--tasks", "text=line.txt", "hellaswag=endings.jsonl"]
     words = ["--corpus", "corpus", "--max_windows", "4", *tasks, "--output", "measured", *untracked]
-    done = herd("evaluate", "--checkpoint", "model", *words, folder=tmp_path)
+    done = run("evaluate", "--checkpoint", "model", *words)
     assert done.code == 0, done.err
     assert re.search(r"measured: loss \d.* on 64 tokens of the corpus\n", done.out)
     assert re.search(r"measured: line \(text\): loss \d.*, 7 words, 27 bytes\n", done.out)
@@ -196,5 +200,5 @@ def test_a_vocabulary_of_ones_own_travels_with_the_corpus_and_the_checkpoint(fol
     shutil.rmtree(tmp_path / "corpus")
     (tmp_path / "prompts.txt").write_text("over the hill\n")
     words = ["--prompts", "prompts.txt", "--sampling.max_tokens", "4", "--output", "generated", *untracked]
-    done = herd("generate", "--checkpoint", "model", *words, folder=tmp_path)
+    done = run("generate", "--checkpoint", "model", *words)
     assert done.code == 0, done.err

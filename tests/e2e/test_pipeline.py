@@ -1,8 +1,7 @@
-"""The whole pipeline as a newcomer runs it: once, again, interrupted in every stage, and with mistakes."""
+"""The pipeline of the quickstart, made small: once, again, interrupted in every stage, and with mistakes."""
 
 import importlib
 import json
-import random
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -10,43 +9,25 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.commands import herd, herd_interrupted
+from tests.e2e.commands import ROOT, herd, herd_interrupted
 
 _STAGES = ("tokenize", "pretrain", "evaluate", "generate")
 
 
 def _write_inputs(folder: Path) -> Path:
-    """Write a small corpus, prompts and a settings file; return the file."""
-    words = random.Random(3)
-    text = folder / "text"
-    text.mkdir()
-    for number in range(40):
-        lines = (" ".join(words.choices(["herd", "graze", "hill", "river", "dawn"], k=12)) for _ in range(20))
-        (text / f"{number:02d}.txt").write_text("\n".join(lines))
-    (folder / "prompts.txt").write_text("herd graze\nriver\ndawn hill\n")
-    settings = {
-        "output": "out",
-        "tokenize": {
-            "input": ["text"],
-            "tokenizer": {"name": "bytes"},
-            "shard_bytes": 8000,
-            "validation_fraction": 0.2,
-        },
-        "pretrain": {
-            "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "num_positions": 32},
-            "recipe": {"learning_rate": 0.01},
-            "train": {
-                "num_steps": 60,
-                "batch_sequences": 8,
-                "micro_batch_sequences": 2,
-                "num_workers": 2,
-                "evaluate_every_steps": 20,
-                "checkpoint_every_steps": 20,
-            },
-        },
-        "evaluate": {"windows_per_shard": 16},
-        "generate": {"prompts": ["prompts.txt"], "prompts_per_shard": 1, "sampling": {"max_tokens": 12}},
-    }
+    """Write prompts and the quickstart's settings, made small; return the settings file."""
+    (folder / "prompts.txt").write_text("import\ndef\nclass Herd\n")
+    settings = yaml.safe_load((ROOT / "jobs/configs/quickstart.yaml").read_text())
+    settings["output"] = "out"
+    settings["tokenize"] |= {"shard_bytes": 8000, "validation_fraction": 0.3}
+    settings["tokenize"]["sources"][0]["paths"] = ["$STDLIB/json"]
+    settings["pretrain"]["model"] |= {"n_layer": 2, "n_head": 2, "n_embd": 32, "num_positions": 32}
+    settings["pretrain"]["train"] |= {
+        "num_steps": 60, "micro_batch_sequences": 2, "evaluate_every_steps": 20, "checkpoint_every_steps": 20
+    }  # fmt: skip
+    settings["evaluate"] |= {"max_windows": 64, "windows_per_shard": 16}
+    settings["generate"] |= {"prompts": ["prompts.txt"], "prompts_per_shard": 1}
+    settings["generate"]["sampling"]["max_tokens"] = 12
     path = folder / "pipeline.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
@@ -89,7 +70,7 @@ def test_the_summary_tells_where_things_are_and_how_to_look_at_the_runs(calm: Pa
         "out/model",
         "out/evaluation",
         "out/generated",
-        "'herd graze' | ",
+        "'class Herd' | ",
         "mlflow ui --backend",
     ):
         assert part in summary
@@ -99,13 +80,13 @@ def test_the_summary_tells_where_things_are_and_how_to_look_at_the_runs(calm: Pa
 
 def test_training_learned_and_every_prompt_was_completed(calm: Path) -> None:
     measured = json.loads((calm / "out" / "evaluation" / "evaluation.json").read_text())
-    assert measured["measured"]["loss"] < 3.0  # untrained is ln 257 = 5.55
+    assert measured["measured"]["loss"] < 8.0  # untrained is ln 50257 = 10.82
     rows = [
         json.loads(line)
         for path in sorted((calm / "out" / "generated" / "rows").glob("*.jsonl"))
         for line in path.read_text().splitlines()
     ]
-    assert [row["prompt"] for row in rows] == ["herd graze", "river", "dawn hill"]
+    assert [row["prompt"] for row in rows] == ["import", "def", "class Herd"]
     assert all(1 <= len(row["token_ids"]) <= 12 for row in rows)
 
 
@@ -135,9 +116,9 @@ def test_a_second_run_skips_every_stage_and_says_so(calm: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_an_output_made_with_other_settings_is_refused_naming_the_difference(calm: Path) -> None:
-    done = herd("pipeline", "--config", "pipeline.yaml", "--tokenize.validation_fraction", "0.3", folder=calm)
+    done = herd("pipeline", "--config", "pipeline.yaml", "--tokenize.validation_fraction", "0.2", folder=calm)
     assert done.code == 2
-    assert "validation_fraction: found a corpus made with 0.2; expected 0.3; choose another output folder" in done.err
+    assert "validation_fraction: found a corpus made with 0.3; expected 0.2; choose another output folder" in done.err
     assert "Traceback" not in done.err
 
 
@@ -166,7 +147,7 @@ def test_ctrl_c_in_any_stage_stops_cleanly_and_a_rerun_ends_as_the_calm_run(calm
         (["--pretrain.train.num_steps", "many"], "many"),
         (["--pretrain.model.n_head", "5"], "model.n_head: found 5 heads, which do not divide n_embd 32"),
         (["--generate.prompts", "none.txt"], "none.txt: found no such file"),
-        (["--tokenize.input", "nowhere"], "nowhere"),
+        (["--tokenize.sources.0.paths", "nowhere"], "nowhere"),
         (["--pretrain.train.num_workers", "3"], "num_workers 3 is no power of two"),
         (["--config", "absent.yaml"], "absent.yaml"),
     ],

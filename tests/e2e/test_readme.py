@@ -51,13 +51,3 @@ def test_the_make_targets_and_the_jobs_it_names_are_there() -> None:
     rows = [line.split("`")[1].split()[1] for line in readme.splitlines() if line.startswith("| `herd ")]
     listed = [line.split()[0] for line in overview.partition("\njobs\n")[2].splitlines() if line.startswith("  ")]
     assert sorted(rows) == sorted(listed)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_the_quickstart_runs_as_its_make_target_calls_it(tmp_path: Path) -> None:
-    words = f"--output {tmp_path}/out --tokenize.sources.0.paths $STDLIB/json --pretrain.train.num_steps 2"
-    small = "--tokenize.validation_fraction 0.3 --pretrain.train.evaluate_every_steps 2 --evaluate.max_windows 4"
-    done = herd("pipeline", "--config", "jobs/configs/quickstart.yaml", *f"{words} {small}".split(), folder=ROOT)
-    assert done.code == 0, done.err
-    assert "generated samples" in done.out

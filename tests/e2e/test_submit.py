@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.private_head import RAY_ADDRESS
+
 pytestmark = pytest.mark.slow
 
 
@@ -105,7 +107,7 @@ def test_a_job_that_wants_more_cpus_waits_until_a_node_brings_them(head, text, t
     while "waiting for 3 CPUs" not in head.run(["herd", "jobs", "logs", job_id], tmp_path)[1]:
         time.sleep(0.2)
     assert not (tmp_path / "corpus" / "manifest.json").exists()
-    node = head.start(["ray", "start", "--address=127.0.0.1:6399", "--num-cpus=1", "--block"], tmp_path)
+    node = head.start(["ray", "start", f"--address={RAY_ADDRESS}", "--num-cpus=1", "--block"], tmp_path)
     code, out, err = head.run(["herd", "jobs", "logs", job_id, "--follow"], tmp_path)
     assert code == 0, out + err
     assert "root digest" in out
