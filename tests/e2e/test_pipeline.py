@@ -11,12 +11,12 @@ import yaml
 
 from tests.e2e.commands import ROOT, herd, herd_interrupted
 
+_PROMPTS = ROOT / "jobs/configs/quickstart_prompts.txt"
 _STAGES = ("tokenize", "pretrain", "evaluate", "generate")
 
 
 def _write_inputs(folder: Path) -> Path:
-    """Write prompts and the quickstart's settings, made small; return the settings file."""
-    (folder / "prompts.txt").write_text("import\ndef\nclass Herd\n")
+    """Write the quickstart's settings, made small; return the file."""
     settings = yaml.safe_load((ROOT / "jobs/configs/quickstart.yaml").read_text())
     settings["output"] = "out"
     settings["tokenize"] |= {"shard_bytes": 8000, "validation_fraction": 0.3}
@@ -26,7 +26,7 @@ def _write_inputs(folder: Path) -> Path:
         "num_steps": 60, "micro_batch_sequences": 2, "evaluate_every_steps": 20, "checkpoint_every_steps": 20
     }  # fmt: skip
     settings["evaluate"] |= {"max_windows": 64, "windows_per_shard": 16}
-    settings["generate"] |= {"prompts": ["prompts.txt"], "prompts_per_shard": 1}
+    settings["generate"] |= {"prompts": [str(_PROMPTS)], "prompts_per_shard": 2}
     settings["generate"]["sampling"]["max_tokens"] = 12
     path = folder / "pipeline.yaml"
     path.write_text(yaml.safe_dump(settings))
@@ -70,7 +70,7 @@ def test_the_summary_tells_where_things_are_and_how_to_look_at_the_runs(calm: Pa
         "out/model",
         "out/evaluation",
         "out/generated",
-        "'class Herd' | ",
+        f"{_PROMPTS.read_text().splitlines()[0]!r} | ",
         "mlflow ui --backend",
     ):
         assert part in summary
@@ -86,7 +86,7 @@ def test_training_learned_and_every_prompt_was_completed(calm: Path) -> None:
         for path in sorted((calm / "out" / "generated" / "rows").glob("*.jsonl"))
         for line in path.read_text().splitlines()
     ]
-    assert [row["prompt"] for row in rows] == ["import", "def", "class Herd"]
+    assert [row["prompt"] for row in rows] == _PROMPTS.read_text().splitlines()
     assert all(1 <= len(row["token_ids"]) <= 12 for row in rows)
 
 
