@@ -21,7 +21,7 @@ from gpt_core.documents.source_files import SourceFile, SourceSpec, list_files
 from gpt_core.errors import CorpusError, StaleOutputError
 from gpt_core.ledger import Ledger, Row
 from gpt_core.settings import TokenizeSettings
-from gpt_core.storage import Storage
+from gpt_core.storage import Storage, is_url
 from gpt_core.tokens.tokenizer import PUBLISHED, TiktokenTokenizer, Tokenizer, load_tokenizer
 from gpt_core.tokens.train_tokenizer import write_ranks
 from gpt_core.tokens.vocabulary import VOCABULARY
@@ -222,7 +222,11 @@ def _record(run: Run, settings: TokenizeSettings, written: Manifest) -> None:
     totals = {f"{name}/num_tokens": split.num_tokens for name, split in written.splits.items()}
     run.log_dataset("corpus", written.root_digest, settings.output, context="output", profile=totals)
     run.set_tags({"herd.corpus": written.root_digest})
-    if "://" not in settings.output:
+    if is_url(settings.output):
+        storage = Storage.of(settings.output)
+        with storage.open_read(storage.join(manifest.MANIFEST)) as file:
+            run.log_file(manifest.MANIFEST, file.read())
+    else:
         run.log_artifact(Path(settings.output) / manifest.MANIFEST)
 
 

@@ -55,7 +55,7 @@ class Run:
         plain = orjson.loads(orjson.dumps(settings, default=str, option=orjson.OPT_NON_STR_KEYS))
         self._append("params", params=params_of(plain))
         text = without_credentials(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
-        self._log_file("settings.yaml", text.encode())
+        self.log_file("settings.yaml", text.encode())
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int, tokens: int | None = None) -> None:
         """Record values of one step; of several records of a (metric, step) the first one counts.
@@ -99,6 +99,10 @@ class Run:
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Record a file that stays where it is; it is read when the store takes it."""
         self._log_artifact(path, folder, table=False)
+
+    def log_file(self, name: str, content: bytes) -> None:
+        """Record a file of this content; the same name replaces it."""
+        self._log_artifact(self._write_file(name, content), None, table=False)
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Record rows as a table of the page; `name` ends in .json, and the same name replaces the table."""
@@ -164,9 +168,6 @@ class Run:
     def _log_artifact(self, path: Path, folder: str | None, *, table: bool) -> None:
         relative = os.path.relpath(path, self._book.folder)
         self._append("artifact", path=relative, folder=folder, table=table)
-
-    def _log_file(self, name: str, content: bytes) -> None:
-        self._log_artifact(self._write_file(name, content), None, table=False)
 
     def _write_file(self, name: str, content: bytes) -> Path:
         path = self._own_folder() / name

@@ -94,7 +94,7 @@ class TokenizeSettings(Settings):
         """Set the vocabulary that follows from kind midi, unless another one was asked for."""
         if self.validation_tail:
             raise ValueError("validation_tail cuts texts, and kind midi has none; hold out a validation_fraction")
-        if self.tokenizer.name not in {"music", TokenizerSettings().name}:
+        if "name" in self.tokenizer.model_fields_set and self.tokenizer.name != "music":
             raise ValueError(
                 f"kind midi with the tokenizer {self.tokenizer.name!r}; it takes music, leave the name out"
             )

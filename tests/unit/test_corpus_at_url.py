@@ -5,12 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cluster import tokenizing
+from cluster.recording.journal import read_all
+from cluster.recording.record_book import RecordBook
+from cluster.recording.replay import JOURNAL_NAME
 from gpt_core.corpus import manifest
 from gpt_core.corpus.corpus import Corpus
 from gpt_core.corpus.manifest import ManifestContents
 from gpt_core.corpus.shards import ShardReader, ShardWriter
 from gpt_core.corpus.trace import trace_cell
 from gpt_core.corpus.verify import verify
+from gpt_core.settings import TokenizeSettings
 from gpt_core.storage import Storage
 from tests.unit import tiny_corpus
 from tests.unit.tiny_corpus import TinyCorpus
@@ -75,3 +80,14 @@ def test_a_manifest_and_a_shard_written_to_a_store_equal_local_ones(tiny: TinyCo
             stats.append(writer.close())
     assert stats[0] == stats[1]
     assert [ShardReader(place).tokens(2, 5).tolist() for place in places] == [[2, 3, 4, 5, 6]] * 2
+
+
+def test_the_manifest_in_a_store_becomes_an_artifact_of_the_run(tiny: TinyCorpus, url: str, tmp_path: Path) -> None:
+    book = RecordBook(tmp_path / "tracking", None, system_seconds=None)
+    with book.opened("", "job", "tokenize", None) as run:
+        tokenizing._record(run, TokenizeSettings(output=url, input=("text",)), tiny.manifest)
+    book.close(1.0)
+    (path,) = [
+        record["path"] for record in read_all(tmp_path / "tracking" / JOURNAL_NAME) if record["do"] == "artifact"
+    ]
+    assert (tmp_path / "tracking" / path).read_bytes() == (tiny.folder / manifest.MANIFEST).read_bytes()

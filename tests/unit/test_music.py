@@ -17,7 +17,7 @@ from gpt_core.errors import SettingsError
 from gpt_core.exchange.huggingface import write_tokenizer
 from gpt_core.generation.prompts import read_range, scan_prompts
 from gpt_core.generation.request import Sampling
-from gpt_core.settings import TokenizeSettings
+from gpt_core.settings import TokenizerSettings, TokenizeSettings
 from gpt_core.tokens.midi import DamagedMidiError, read_midi, write_midi
 from gpt_core.tokens.music import (
     NUM_EVENTS,
@@ -186,7 +186,6 @@ def test_an_exported_vocabulary_reads_the_same_words(tmp_path):
 def test_kind_midi_takes_the_music_vocabulary():
     settings = TokenizeSettings(output="o", input=("x",), kind="midi")
     assert settings.tokenizer.name == "music"
-    with pytest.raises(ValueError, match="kind midi with the tokenizer 'bytes'"):
-        TokenizeSettings.model_validate_json(
-            '{"output": "o", "input": ["x"], "kind": "midi", "tokenizer": {"name": "bytes"}}'
-        )
+    for name in ("bytes", "gpt2"):
+        with pytest.raises(ValueError, match=f"kind midi with the tokenizer '{name}'"):
+            TokenizeSettings(output="o", input=("x",), kind="midi", tokenizer=TokenizerSettings(name=name))
