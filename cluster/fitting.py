@@ -20,6 +20,7 @@ from cluster.cpu_allocator import GLIBC_TUNABLES
 from cluster.progress import say
 from cluster.recording.journal import Tail
 from cluster.session import is_mistake_in_code, own_error_in, quiet_libraries
+from cluster.train_controller import kill_train_controller
 from cluster.worker_losses import LOSSES, Losses, newest_step
 from gpt_core.errors import ResourceError
 from gpt_core.training import checkpoint
@@ -29,6 +30,7 @@ STOP = ".stop"
 _RAY_FOLDER = ".ray"
 _POLL_SECONDS = 0.5
 _STOP_SECONDS = 60.0
+_KILL_SECONDS = 10.0
 _RESIZE_POLL_SECONDS = 3.0
 # What a dead group held is free again after a moment; a node may be on its way.
 _SETTLE_SECONDS = 5.0
@@ -158,15 +160,26 @@ class _Group:
                 self._tell_restarts()
                 self._resize_if_better()
         except KeyboardInterrupt:
-            say(f"{self._fitting.title}: stopping after this step; a checkpoint is being written")
-            self._stop.touch()
-            if not self._ended.wait(_STOP_SECONDS):
-                say(f"{self._fitting.title}: no step ended in {_STOP_SECONDS:g} s; stopping without a checkpoint of it")
+            self._end_early()
             raise
         self._fitting.show()
         self._tell_restarts()
         (self._fitting.output / LOSSES).unlink(missing_ok=True)
         return self._error
+
+    def _end_early(self) -> None:
+        """Wait for a checkpoint of the step under way; a second signal, or a step that takes too long, ends that."""
+        self._stop.touch()
+        try:
+            if self._has_stepped or self._fitting.show():  # else there is nothing to save
+                say(f"{self._fitting.title}: stopping after this step; a checkpoint is being written")
+                self._ended.wait(_STOP_SECONDS)
+        finally:
+            # Ray must not be shut down under a thread that waits for it: that ends the process without a word.
+            give_up = time.monotonic() + _KILL_SECONDS
+            while not self._ended.is_set() and time.monotonic() < give_up:
+                kill_train_controller()  # again: it may not have been there yet
+                self._ended.wait(_POLL_SECONDS)
 
     def _tell_restarts(self) -> None:
         for note in self._restarts.read():

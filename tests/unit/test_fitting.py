@@ -16,23 +16,26 @@ from cluster.worker_losses import Losses
 
 
 class _Trainer:
-    """Trains until the wish to stop is there, and then for a second more."""
+    """Trains until the wish to stop is there and then for a second more, or until its controller is killed."""
 
     def __init__(self, output: Path) -> None:
         self.run_config = SimpleNamespace(storage_path=str(output / "ray"))
         self.finished = threading.Event()
+        self.killed = threading.Event()
         self._stop = output / STOP
 
     def fit(self) -> None:
         while not self._stop.exists():
             time.sleep(0.01)
-        time.sleep(1)
+        if self.killed.wait(1):
+            raise RuntimeError("the controller died")
         self.finished.set()
 
 
 def _group(monkeypatch: pytest.MonkeyPatch, output: Path, steps: list[bool]) -> tuple[fitting._Group, _Trainer]:
     trainer = _Trainer(output)
     monkeypatch.setattr(fitting, "_trainer", lambda *_: trainer)
+    monkeypatch.setattr(fitting, "kill_train_controller", trainer.killed.set)
     monkeypatch.setattr(fitting, "draining_nodes", set)
     monkeypatch.setattr(fitting, "num_fitting", lambda *_, **__: 1)
     monkeypatch.setattr(fitting, "_RESIZE_POLL_SECONDS", 0.0)
@@ -46,11 +49,33 @@ def _group(monkeypatch: pytest.MonkeyPatch, output: Path, steps: list[bool]) -> 
 def test_who_stops_a_run_waits_for_its_last_checkpoint(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    group, trainer = _group(monkeypatch, tmp_path, [])
+    group, trainer = _group(monkeypatch, tmp_path, [True])
     threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
     with interrupts.handled(), pytest.raises(KeyboardInterrupt):
         group.wait()
     assert trainer.finished.is_set()
+    assert not trainer.killed.is_set()
+
+
+def test_who_stops_a_run_before_its_first_step_waits_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group, trainer = _group(monkeypatch, tmp_path, [])
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with interrupts.handled(), pytest.raises(KeyboardInterrupt):
+        group.wait()
+    assert trainer.killed.is_set()
+    assert not trainer.finished.is_set()
+
+
+def test_who_asks_twice_does_not_wait_for_the_step_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group, trainer = _group(monkeypatch, tmp_path, [True])
+    for seconds in (0.3, 0.6):
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with interrupts.handled(), pytest.raises(KeyboardInterrupt):
+        group.wait()
+    assert trainer.killed.is_set()
+    assert not trainer.finished.is_set()
 
 
 def test_a_group_grows_only_once_it_has_stepped_for_its_own_cpus_look_free_before(
