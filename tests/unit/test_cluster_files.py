@@ -1,7 +1,11 @@
 """The cluster's own files: ray_config.yaml, the KubeRay manifests, the Serve config and the Dockerfile."""
 
 import copy
+import importlib
 import re
+import shutil
+import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,10 +105,16 @@ def test_groups_scale_to_zero_on_spot_nodes_and_the_head_does_no_work(config):
     assert 0 < config["idle_timeout_minutes"] <= 30
 
 
+def mounted(config: dict[str, Any]) -> list[str]:
+    """Return what the cluster file takes along from the checkout."""
+    return [place for place in config["file_mounts"].values() if not place.startswith("~")]
+
+
 def test_everything_the_cluster_file_takes_along_is_there(config):
-    local = [place for place in config["file_mounts"].values() if not place.startswith("~")]
-    assert {"pyproject.toml", "constraints.txt", "jobs", "cluster", "gpt_core"} == set(local)
-    assert all((ROOT / place).exists() for place in local)
+    places = {"pyproject.toml", "README.md", "constraints.txt", "jobs", "cluster", "gpt_core"}
+    assert places == set(mounted(config))
+    assert all(config["file_mounts"][f"~/gpt-herd/{place}"] == place for place in places)
+    assert all((ROOT / place).exists() for place in places)
 
 
 def test_nothing_of_the_head_listens_to_the_world_and_the_token_is_asked_for(config):
@@ -242,11 +252,37 @@ def test_ray_serve_accepts_the_application_and_herd_its_settings(name):
 # --- the image
 
 
+def copied() -> list[str]:
+    """Return what the Dockerfile copies from the checkout."""
+    text = (ROOT / "cluster" / "Dockerfile").read_text()
+    return [word for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE) for word in line.split()[:-1]]
+
+
 def test_the_image_installs_the_pinned_versions_and_runs_as_nobody_special():
     text = (ROOT / "cluster" / "Dockerfile").read_text()
-    copied = [word for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE) for word in line.split()[:-1]]
-    assert {"constraints.txt", "pyproject.toml", "jobs", "cluster", "gpt_core"} == set(copied)
-    assert all((ROOT / word).exists() for word in copied)
+    assert {"constraints.txt", "pyproject.toml", "README.md", "jobs", "cluster", "gpt_core"} == set(copied())
+    assert all((ROOT / word).exists() for word in copied())
     assert len(re.findall(r"pip install .*-c constraints.txt", text)) == len(re.findall(r"pip install", text)) == 2
     assert re.findall(r"^ARG (\w+)", text, re.MULTILINE) == ["BASE", "TORCH_INDEX", "TORCH", "EXTRAS"]
     assert re.search(r"^USER ray$", text, re.MULTILINE)
+
+
+# --- what gets to either is enough to install the project
+
+
+@pytest.mark.parametrize("taken", ["by the image", "by the cluster file"])
+def test_what_is_taken_along_builds_a_wheel_with_code_configs_and_page(taken, config, tmp_path, monkeypatch):
+    for place in copied() if taken == "by the image" else mounted(config):
+        if (ROOT / place).is_dir():
+            shutil.copytree(ROOT / place, tmp_path / place, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / place, tmp_path / place)
+    monkeypatch.chdir(tmp_path)
+    backend = tomllib.loads(Path("pyproject.toml").read_text())["build-system"]["build-backend"]
+    wheel = importlib.import_module(backend).build_wheel("dist")
+    with zipfile.ZipFile(tmp_path / "dist" / wheel) as built:
+        names = built.namelist()
+    assert {"jobs/cli.py", "jobs/configs/quickstart.yaml", "cluster/session.py", "gpt_core/settings/base.py"} <= {
+        *names
+    }
+    assert any(name.endswith(".html") for name in names)
