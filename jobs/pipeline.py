@@ -39,7 +39,7 @@ def _stage_lines(job: PipelineJob, result: "PipelineResult") -> list[str]:
         ),
         "pretrain": (
             f"{model.num_parameters:,} parameters, {model.num_steps:,} steps, "
-            f"loss {model.untrained_loss:.2f} untrained, {held_out}"
+            f"loss {model.untrained_loss:.2f} expected untrained, {held_out}"
             f"{_rate(model.tokens_trained, result.seconds['pretrain'])}"
         ),
         "evaluate": "; ".join(result.evaluation.lines()),

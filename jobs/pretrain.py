@@ -12,9 +12,10 @@ def main(settings: PretrainJob) -> str:
     from cluster.stages import run_alone
 
     model = run_alone("pretrain", training, settings)
+    held_out = "nothing held out" if model.validation_loss is None else f"{model.validation_loss:.2f} held out"
     return (
         f"{model.checkpoint}: {model.num_parameters:,} parameters, {model.num_steps:,} steps, "
-        f"loss {model.untrained_loss:.2f} (untrained) -> {model.validation_loss:.2f} (held out)\n"
+        f"loss {model.untrained_loss:.2f} expected untrained, {held_out}\n"
         f"weights digest {model.weights_digest}"
     )
 
