@@ -232,8 +232,8 @@ def _found_in(folder: str, entry: TokenizerEntry) -> TokenizerEntry:
 def _remove_temporary_files(folder: str) -> None:
     if is_url(folder):
         return  # a remote store shows a file when it is whole, or not at all
-    for pattern in ("*.tmp", "[!.]*/*.tmp"):
-        for path in Path(folder).glob(pattern):
+    for inner in ("", "train", "validation", REJECTS):
+        for path in Path(folder, inner).glob(".*.tmp"):  # the names this project gives; others are the user's
             path.unlink(missing_ok=True)
 
 

@@ -124,12 +124,20 @@ def test_the_manifest_is_the_last_thing_written(tmp_path: Path, monkeypatch: pyt
 
 
 def test_files_that_killed_writers_left_are_gone_after_the_commit(corpus: TinyCorpus, tmp_path: Path) -> None:
-    for left in ("train/.00000000.arrow.0a1b.tmp", "rejects/00000000.jsonl.tmp", ".shards.arrow.tmp"):
+    for left in ("train/.00000000.arrow.0a1b.tmp", "rejects/.00000000.jsonl.0a1b.tmp", ".shards.arrow.0a1b.tmp"):
         (tmp_path / left).parent.mkdir(exist_ok=True)
         (tmp_path / left).write_bytes(b"half")
     tiny_corpus.build(tmp_path)
     names = [sorted(str(path.relative_to(root)) for path in root.rglob("*")) for root in (tmp_path, corpus.folder)]
     assert names[0] == names[1]
+
+
+def test_a_commit_leaves_files_that_are_not_its_own(tmp_path: Path) -> None:
+    for own in ("notes.tmp", "train/draft.tmp", "drafts/.chapter.tmp"):
+        (tmp_path / own).parent.mkdir(exist_ok=True)
+        (tmp_path / own).write_bytes(b"the user's")
+    tiny_corpus.build(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*.tmp")) == [".chapter.tmp", "draft.tmp", "notes.tmp"]
 
 
 def test_any_flipped_bit_of_the_manifest_is_found(corpus: TinyCorpus, tmp_path: Path) -> None:
