@@ -2,6 +2,8 @@
 
 import os
 import shlex
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -47,5 +49,11 @@ def page_command(settings: TrackingSettings, output: str) -> str:
     """Return what a person types, or opens, to look at the runs of a job with this output folder."""
     uri = tracking_uri(TrackingOptions(settings.uri), Path(output).absolute().parent)
     if uri.startswith("sqlite:"):
-        return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+        return f"{_mlflow_command()} ui --backend-store-uri {shlex.quote(uri)}"
     return without_credentials(uri)
+
+
+def _mlflow_command() -> str:
+    """Return how a shell here finds this environment's mlflow: by its name, or else by its path."""
+    own = Path(sys.executable).with_name("mlflow")
+    return "mlflow" if shutil.which("mlflow") == str(own) or not own.exists() else shlex.quote(str(own))

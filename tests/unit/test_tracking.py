@@ -268,7 +268,20 @@ def test_logs_of_mlflow_and_its_migrations_stay_silent(tmp_path, capfd):
 
 def test_page_command_names_the_store_of_the_output(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
     command = page_command(TrackingSettings(), str(tmp_path / "output"))
     assert command == f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
     assert page_command(TrackingSettings(), "output") == "http://host:5000"
+
+
+def test_page_command_works_where_the_environment_is_not_on_the_path(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    program = tmp_path / "bin" / "mlflow"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(program.with_name("python")))
+    monkeypatch.setenv("PATH", "/usr/bin")
+    assert page_command(TrackingSettings(), str(tmp_path / "output")).startswith(f"{program} ui --backend-store-uri ")
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert page_command(TrackingSettings(), str(tmp_path / "output")).startswith("mlflow ui --backend-store-uri ")
