@@ -1,7 +1,9 @@
 """MIDI files as notes and back, through symusic (the extra ``music``).
 
 Read: all tracks but drums as one performance, tempo changes followed, times rounded to 10 ms, each track's sustain
-pedal (controller 64, down from 64 on) folded into the lengths of its notes. Written: one piano track, 1 ms a tick.
+pedal (controller 64, down from 64 on) folded into the lengths of its notes. A track is symusic's: what one track of
+the file plays on one channel with one program; a note that is never let go is not among its notes. Written: one piano
+track, 1 ms a tick.
 """
 
 import importlib.util
@@ -14,6 +16,8 @@ from gpt_core.tokens.music import STEPS_PER_SECOND, Note, with_pedal
 _TICKS_PER_QUARTER = 500
 _TICKS_PER_STEP = 10  # at 120 quarters a minute a tick is 1 ms
 _QUARTERS_PER_MINUTE = 120.0
+_MOST_HOURS = 24
+"""A few bytes can ask for years, and each second of silence is an event."""
 
 
 class DamagedMidiError(Exception):
@@ -27,12 +31,7 @@ def read_midi(data: bytes) -> list[Note]:
         DamagedMidiError: The bytes are no whole MIDI file, or one without a note.
         ResourceError: symusic is not installed.
     """
-    score_type = require_symusic().Score
-    try:
-        score = score_type.from_midi(data).to("second")
-    except (RuntimeError, ValueError, MemoryError) as error:
-        reason = str(error).split(":")[1].strip(" !") if "MiniMidi:" in str(error) else str(error)
-        raise DamagedMidiError(f"found a damaged file ({reason}); expected a whole MIDI file") from error
+    score = _score(data)
     notes = [note for track in score.tracks if not track.is_drum for note in _notes(track)]
     if not notes:
         raise DamagedMidiError("found no note outside of drums; expected at least one")
@@ -67,6 +66,23 @@ def require_symusic() -> Any:
     import symusic
 
     return symusic
+
+
+def _score(data: bytes) -> Any:
+    """Return symusic's score of a file, in seconds, none of its times negative or later than a day."""
+    score_type = require_symusic().Score
+    try:
+        in_ticks = score_type.from_midi(data)
+        score = in_ticks.to("second")
+    except (RuntimeError, ValueError, MemoryError) as error:
+        reason = str(error).split(":")[1].strip(" !") if "MiniMidi:" in str(error) else str(error)
+        raise DamagedMidiError(f"found a damaged file ({reason}); expected a whole MIDI file") from error
+    if in_ticks.ticks_per_quarter < 1:
+        raise DamagedMidiError("found a damaged file (0 ticks a quarter); expected at least 1")
+    # Ticks beyond 32 bits come back negative.
+    if in_ticks.start() < 0 or score.end() > _MOST_HOURS * 3600:
+        raise DamagedMidiError(f"found more than {_MOST_HOURS} hours of music; expected at most that")
+    return score
 
 
 def _notes(track: Any) -> list[Note]:

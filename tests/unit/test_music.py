@@ -124,6 +124,38 @@ def test_damaged_files_are_rejects_with_a_reason_and_whole_ones_documents(tmp_pa
     assert reasons["silent.mid"] == "found no note outside of drums; expected at least one"
 
 
+def midi_file(ticks_a_quarter: int, *events: str) -> bytes:
+    """Return a MIDI file of one track by the file format's own definition; events in hexadecimal, with their delays."""
+    track = bytes.fromhex("".join(events) + "00ff2f00")
+    head = b"MThd" + (6).to_bytes(4) + b"".join(n.to_bytes(2) for n in (0, 1, ticks_a_quarter))
+    return head + b"MTrk" + len(track).to_bytes(4) + track
+
+
+ON, OFF, OFF_AFTER_WEEKS = "00903c40", "60803c00", "ffffff7f803c00"
+SLOWEST = "00ff5103ffffff"  # 16.8 seconds a quarter
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (midi_file(0, ON, OFF), "0 ticks a quarter"),
+        (midi_file(1, SLOWEST, ON, OFF_AFTER_WEEKS), "more than 24 hours"),
+        (midi_file(1, SLOWEST, ON, OFF, "00b0407f", "ffffff7fb04000"), "more than 24 hours"),  # the pedal's end
+        (midi_file(480, *["ffffff7fb00740"] * 9, ON, OFF), "more than 24 hours"),  # ticks beyond 32 bits
+    ],
+)
+def test_times_that_no_music_has_are_rejects_and_no_prompts(data, reason, tmp_path):
+    (tmp_path / "a.mid").write_bytes(data)
+    files = list_files(SourceSpec("music", (str(tmp_path),), kind="midi"))
+    [reject] = read_documents(ShardPlan(0, "music", (Piece(files[0]),)), ReadingOptions())
+    assert reason in reject.reason
+    assert reason in scan_prompts((str(tmp_path / "a.mid"),), Sampling(), 4).rejects[0].reason
+
+
+def test_a_midi_file_of_the_format_s_own_bytes_is_read():
+    assert read_midi(midi_file(480, ON, "8360803c00")) == [Note(0, 60, 50, 64)]  # 480 ticks at 120 a minute
+
+
 def test_a_midi_file_is_a_prompt_to_continue(tmp_path):
     whole = write_midi([Note(0, 60, 50, 62)])
     (tmp_path / "theme.mid").write_bytes(whole)
