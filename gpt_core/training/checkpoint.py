@@ -10,12 +10,14 @@ or bit-flipped checkpoint is found when it is read.  Weights load without the op
 Written by one rank of the training loop; read by resumes, evaluation, generation and export.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,6 +41,10 @@ _ASIDE = "aside-"
 _DAMAGED = "damaged-"
 _REMEDY = "restore it from a copy, or delete the folder so that the one before it is used"
 _SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint that is not whole, nor will be when it is read again."""
 
 
 class DamagedCheckpointWarning(UserWarning):
@@ -145,6 +151,10 @@ def load_newest(run_folder: Path | str, before: int | None = None) -> Checkpoint
     Args:
         run_folder: The run.
         before: If given, only checkpoints of fewer steps are looked at.
+
+    Raises:
+        CheckpointError: One is of another format or cannot be read now, which is no damage: training on from the
+            one before would throw its steps away.
     """
     for path in reversed(list_paths(run_folder)):
         if before is not None and path.name >= path_of(run_folder, before).name:
@@ -152,7 +162,7 @@ def load_newest(run_folder: Path | str, before: int | None = None) -> Checkpoint
         try:
             checkpoint = _load_whole(path)
             _check_file(path, _read_json(path), OPTIMIZER)
-        except CheckpointError as error:
+        except DamagedCheckpointError as error:
             warnings.warn(f"passed over a damaged checkpoint: {error}", DamagedCheckpointWarning, stacklevel=2)
         else:
             return checkpoint
@@ -207,8 +217,7 @@ def prune(run_folder: Path | str, keep: int, best_by: str | None = "validation_l
 
     Returns the folders deleted.  What an earlier crash left half-written is deleted as well.
     """
-    for leftover in (Path(run_folder) / CHECKPOINTS).glob(f"{_ASIDE}*"):
-        shutil.rmtree(leftover)
+    delete_leftovers(run_folder)
     paths = list_paths(run_folder)
     spared = {*paths[-keep:], *_best(paths, best_by)}
     doomed = [path for path in paths if path not in spared]
@@ -217,6 +226,12 @@ def prune(run_folder: Path | str, keep: int, best_by: str | None = "validation_l
         aside = path.rename(path.with_name(f"{_ASIDE}{path.name}"))
         shutil.rmtree(aside)
     return doomed
+
+
+def delete_leftovers(run_folder: Path | str) -> None:
+    """Delete what a crash left half-written or half-deleted; only for the run's sole writer."""
+    for leftover in (Path(run_folder) / CHECKPOINTS).glob(f"{_ASIDE}*"):
+        shutil.rmtree(leftover)
 
 
 def _best(paths: list[Path], metric: str | None) -> list[Path]:
@@ -309,33 +324,49 @@ def _load_whole(path: Path) -> Checkpoint:
 
 def _load_tensors(path: Path, name: str) -> dict[str, Tensor]:
     _check_file(path, _read_json(path), name)
-    return load_file(path / name)
+    with _reading(path / name):
+        return load_file(path / name)
 
 
 def _check_file(path: Path, description: dict[str, Any], name: str) -> None:
     expected = description["files"][name]
-    if not (path / name).is_file():
-        raise CheckpointError(str(path), f"no {name}", f"a file of {expected['num_bytes']} bytes", _REMEDY)
-    num_bytes = (path / name).stat().st_size
-    if num_bytes != expected["num_bytes"]:
-        raise CheckpointError(str(path / name), f"{num_bytes} bytes", f"{expected['num_bytes']}", _REMEDY)
-    with (path / name).open("rb") as file:
+    with _reading(path / name), (path / name).open("rb") as file:
+        num_bytes = os.fstat(file.fileno()).st_size
+        if num_bytes != expected["num_bytes"]:
+            raise DamagedCheckpointError(str(path / name), f"{num_bytes} bytes", f"{expected['num_bytes']}", _REMEDY)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != expected["sha256"]:
-        raise CheckpointError(str(path / name), f"SHA-256 {digest}", expected["sha256"], _REMEDY)
+        raise DamagedCheckpointError(str(path / name), f"SHA-256 {digest}", expected["sha256"], _REMEDY)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     file = path / DESCRIPTION
+    with _reading(file):
+        data = file.read_bytes()
     try:
-        values = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(str(file), f"{type(error).__name__}", "the JSON of a checkpoint", _REMEDY) from error
+        values = json.loads(data)
+    except ValueError as error:
+        found = type(error).__name__
+        raise DamagedCheckpointError(str(file), found, "the JSON of a checkpoint", _REMEDY) from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise CheckpointError(str(file), "another format", FORMAT, "use the release that wrote it")
     if values.get("digest") != _digest_of(values):
-        raise CheckpointError(str(file), "values that do not match their digest", "an unchanged file", _REMEDY)
+        raise DamagedCheckpointError(str(file), "values that do not match their digest", "an unchanged file", _REMEDY)
     return values
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Tell a file that is absent, or on a failing disk, from one that cannot be read now."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(str(file.parent), f"no {file.name}", "a whole checkpoint", _REMEDY) from error
+    except OSError as error:
+        found = error.strerror or str(error)
+        if error.errno == errno.EIO:
+            raise DamagedCheckpointError(str(file), found, "a disk that can read it", _REMEDY) from error
+        raise CheckpointError(str(file), found, "a file that can be read", "mend that and run it again") from error
 
 
 def _digest_of(values: dict[str, Any]) -> str:

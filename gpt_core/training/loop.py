@@ -105,13 +105,15 @@ class Run:
     def resume(self, before: int | None = None) -> None:
         """Take up the newest whole checkpoint (of a step below ``before``), or begin at step 0."""
         path = self._agreed_path(before)
+        found = checkpoint.load(path) if path else None
+        if found:
+            check_resume(str(path), self._identity_of(found.description), self._identity())
         if before is None and self.ranks.rank == 0:
-            checkpoint.set_aside_after(self.plan.output, _step_of(path))
-        if path is None:
+            checkpoint.set_aside_after(self.plan.output, found.step if found else 0)
+            checkpoint.delete_leftovers(self.plan.output)
+        if found is None:
             self._begin()
             return
-        found = checkpoint.load(path)
-        check_resume(str(path), self._identity_of(found.description), self._identity())
         self.learner.load_weights(found.weights).load_optimizer_state(found.load_optimizer(), found.step)
         self.tokens = found.description.tokens
         self.metrics.last = dict(found.description.metrics)
@@ -263,10 +265,6 @@ class Run:
         plan = TrainingPlan.from_dict(description.settings)
         precision = {"train.precision": plan.precision}
         return {"corpus_digest": description.corpus_digest, **plan.identity(), **precision}
-
-
-def _step_of(path: Path | None) -> int:
-    return checkpoint.read_description(path).step if path else 0
 
 
 def _choose_device(plan: TrainingPlan) -> torch.device:

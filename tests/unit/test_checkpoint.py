@@ -1,7 +1,9 @@
 """Promises of gpt_core.training.checkpoint."""
 
+import errno
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +107,37 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, damage, na
     assert newest.step == 50
 
 
+def fail_to_read(monkeypatch, number):
+    """Make every read of the optimizer file of step 100 fail as the system does with this error."""
+    digest_of_file = hashlib.file_digest
+
+    def failing(file, algorithm):
+        if file.name.endswith("step-00000100/optimizer.safetensors"):
+            raise OSError(number, os.strerror(number))
+        return digest_of_file(file, algorithm)
+
+    monkeypatch.setattr(hashlib, "file_digest", failing)
+
+
+def test_a_checkpoint_on_a_failing_sector_is_passed_over_with_a_warning(tmp_path, monkeypatch):
+    write(tmp_path, 50)
+    write(tmp_path, 100)
+    fail_to_read(monkeypatch, errno.EIO)
+    with pytest.warns(DamagedCheckpointWarning, match=r"optimizer\.safetensors: found Input/output error"):
+        newest = checkpoint.load_newest(tmp_path)
+    assert newest is not None
+    assert newest.step == 50
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EMFILE])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch, number):
+    write(tmp_path, 50)
+    write(tmp_path, 100)
+    fail_to_read(monkeypatch, number)
+    with pytest.raises(CheckpointError, match="a file that can be read; mend that and run it again"):
+        checkpoint.load_newest(tmp_path)
+
+
 def test_every_flipped_bit_of_the_description_is_found(tmp_path):
     file = write(tmp_path) / "checkpoint.json"
     whole = file.read_bytes()
@@ -175,6 +208,14 @@ def test_another_format_is_refused_by_name(tmp_path):
     (path / "checkpoint.json").write_text('{"format": "something 9"}')
     with pytest.raises(CheckpointError, match="gpt-herd checkpoint 1"):
         checkpoint.load(path)
+
+
+def test_another_releases_checkpoint_is_not_taken_for_damaged(tmp_path):
+    write(tmp_path, 50)
+    path = write(tmp_path, 100)
+    (path / "checkpoint.json").write_text('{"format": "gpt-herd checkpoint 2"}')
+    with pytest.raises(CheckpointError, match="use the release that wrote it"):
+        checkpoint.load_newest(tmp_path)
 
 
 def test_checkpoints_a_resume_has_passed_over_no_longer_count_as_newest(tmp_path):

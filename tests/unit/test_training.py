@@ -217,6 +217,27 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_its_steps_are_trained_ag
     assert digest_of(plan.output) == whole
 
 
+def test_checkpoints_stay_as_they_are_where_another_run_is_refused(plan):
+    train(replace(plan, checkpoint_every_steps=1, keep_checkpoints=9))
+    damaged = checkpoint.path_of(plan.output, 6)
+    (damaged / "weights.safetensors").write_bytes(b"")
+    with pytest.warns(checkpoint.DamagedCheckpointWarning), pytest.raises(CheckpointError, match=r"train\.seed"):
+        train(replace(plan, seed=6))
+    assert damaged.is_dir()
+
+
+def test_what_a_kill_left_half_written_is_gone_once_the_run_goes_on(plan):
+    train(replace(plan, checkpoint_every_steps=2), observer=Recorder(stop_after=2))
+    half = checkpoint.path_of(plan.output, 4).with_name("aside-step-00000004")
+    half.mkdir()
+    (half / "weights.safetensors").write_bytes(b"half")
+    run = training.Run(plan, Ranks(), Silence())
+    run.resume(before=2)
+    assert half.exists()  # a replay writes nothing
+    run.resume()
+    assert not half.exists()
+
+
 def test_a_loss_that_leaps_stops_the_run_with_step_rows_and_last_checkpoint(plan, monkeypatch):
     monkeypatch.setattr(step_metrics, "STEPS_BEFORE_SPIKES", 3)
     calm = replace(plan, checkpoint_every_steps=1)
