@@ -19,7 +19,17 @@ from gpt_core.documents.source_files import SourceFile
 from gpt_core.errors import CheckpointError, CorpusError, SettingsError
 from gpt_core.evaluation.evaluation import CorpusPart, EvaluationWorker, Measured, WindowRange, plan_windows, summed
 from gpt_core.evaluation.task_items import Wording
-from gpt_core.evaluation.task_plan import Cut, Task, TaskPlan, list_task_files, plan_task, settings_of, sliding_of
+from gpt_core.evaluation.task_plan import (
+    Cut,
+    SetAside,
+    Task,
+    TaskPlan,
+    list_task_files,
+    nothing_to_score,
+    plan_task,
+    settings_of,
+    sliding_of,
+)
 from gpt_core.evaluation.task_scorer import Tasks, added, metrics_of
 from gpt_core.finetuning.supervised_corpus import PACKED, open_corpus
 from gpt_core.ledger import Row
@@ -171,7 +181,7 @@ def perform(settings: EvaluateSettings, inputs: Inputs, cluster: Cluster, run: R
     rows = sorted(ledger.rows(), key=lambda row: row["index"])
     evaluated = _commit(settings, inputs, plans, rows)
     ledger.remove()
-    _record(run, settings, inputs, evaluated)
+    record(run, settings, inputs, evaluated)
     return evaluated
 
 
@@ -204,14 +214,18 @@ def _job(settings: EvaluateSettings, inputs: Inputs, plans: Sequence[Any]) -> Sh
 
 
 def _commit(settings: EvaluateSettings, inputs: Inputs, plans: list[TaskPlan], rows: list[Row]) -> Evaluated:
-    """Write the rejects, then evaluation.json; where it stands the evaluation is complete."""
+    """Write the rejects, then evaluation.json; where it stands the evaluation is complete.
+
+    Raises:
+        CorpusError: Of a task not one row was scored.
+    """
     measured = summed(row for row in rows if "task" not in row) if settings.corpus else None
-    tasks = {plan.task.name: _task_entry(plan, [row for row in rows if row.get("task") == plan.task.name])
-             for plan in plans}  # fmt: skip
     rejects = [asdict(reject) for plan in plans for reject in plan.rejects]
     rejects += [reject for row in rows for reject in row.get("refused", ())]
     rejects.sort(key=lambda reject: (reject["task"], reject["file"], reject["line"] or 0))
     _write_rejects(settings.output, rejects)
+    tasks = {plan.task.name: _task_entry(plan, [row for row in rows if row.get("task") == plan.task.name])
+             for plan in plans}  # fmt: skip
     content: dict[str, Any] = {"settings": inputs.decisive, "measured": measured and asdict(measured)}
     if measured:
         content |= {"perplexity": measured.perplexity, "bits_per_byte": measured.bits_per_byte}
@@ -223,9 +237,13 @@ def _commit(settings: EvaluateSettings, inputs: Inputs, plans: list[TaskPlan], r
 
 
 def _task_entry(plan: TaskPlan, rows: list[Row]) -> dict[str, Any]:
+    metrics = metrics_of(added(row["sums"] for row in rows), plan.num_words)
+    if not metrics:  # workers set rows aside too: those whose continuation is longer than the context
+        refused = [SetAside(**reject) for row in rows for reject in row["refused"]]
+        raise nothing_to_score(plan.task, [*plan.rejects, *refused])
     return {
         "kind": plan.task.kind,
-        "metrics": metrics_of(added(row["sums"] for row in rows), plan.num_words),
+        "metrics": metrics,
         "items": [{name: row[name] for name in _SHARD_COLUMNS} for row in rows],
     }
 
@@ -237,7 +255,8 @@ def _write_rejects(folder: str, rejects: list[dict[str, Any]]) -> None:
         storage.write_atomically(storage.join(REJECTS), lambda file: file.write(lines))
 
 
-def _record(run: Run, settings: EvaluateSettings, inputs: Inputs, evaluated: Evaluated) -> None:
+def record(run: Run, settings: EvaluateSettings, inputs: Inputs, evaluated: Evaluated) -> None:
+    """Record what the evaluation in the output folder found."""
     metrics = {f"{task.name}/{name}": value for task in evaluated.tasks for name, value in task.metrics.items()}
     if measured := evaluated.corpus:
         metrics |= {

@@ -83,7 +83,7 @@ def _row(record: bytes) -> dict[str, Any]:
         raise UnusableRowError(f"found broken JSON ({error}); expected one JSON object on the line") from error
     if not isinstance(row, dict):
         raise UnusableRowError(f"found a JSON {type(row).__name__}; expected an object")
-    return row
+    return {name: value for name, value in row.items() if value is not None}  # tables write absent columns as null
 
 
 def _hellaswag(row: dict[str, Any], wording: Wording) -> Item:

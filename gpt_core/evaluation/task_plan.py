@@ -5,7 +5,7 @@ into ranges; each worker reads its own range again. The ranges depend on the fil
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
@@ -163,11 +163,16 @@ def plan_task(task: Task, index: int, cut: Cut) -> TaskPlan:
     files = list_task_files(task)
     plan = _plan_text(task, index, files, cut) if task.kind == "text" else _plan_items(task, index, files, cut)
     if not plan.num_items:
-        first = plan.rejects[0] if plan.rejects else None
-        told = f", the first at {first.file}:{first.line}: {first.reason}" if first else ""
-        found = f"nothing to score ({len(plan.rejects)} rows set aside{told})"
-        raise CorpusError(task.path, found, f"at least one row of a {task.kind} task", "check the kind and the file")
+        raise nothing_to_score(task, plan.rejects)
     return plan
+
+
+def nothing_to_score(task: Task, set_aside: Sequence[SetAside]) -> CorpusError:
+    """Return the refusal of a task of which no row is left."""
+    first = set_aside[0] if set_aside else None
+    told = f", the first at {first.file}:{first.line}: {first.reason}" if first else ""
+    found = f"nothing to score ({len(set_aside)} rows set aside{told})"
+    return CorpusError(task.path, found, f"at least one row of a {task.kind} task", "check the kind and the file")
 
 
 def read_items(task: Task, files: tuple[SourceFile, ...], cut: ItemRange) -> Iterator[tuple[int, Item]]:

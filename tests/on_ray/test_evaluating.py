@@ -10,7 +10,7 @@ from cluster import evaluating
 from cluster.session import Cluster
 from cluster.shard_job import run_shard_job
 from cluster.tracking import TrackingOptions, open_run
-from gpt_core.errors import StaleOutputError
+from gpt_core.errors import CorpusError, StaleOutputError
 from gpt_core.settings import EvaluateSettings, PoolSettings, TaskSettings
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
@@ -70,3 +70,17 @@ def test_scores_do_not_depend_on_workers_or_on_a_stop(
     other = stopped.model_copy(update={"context_tokens": 64})
     with pytest.raises(StaleOutputError, match="context_tokens: found a result for 128; expected 64"):
         evaluating.finished(other, evaluating.resolve(other))
+
+
+def test_a_task_whose_rows_are_all_too_long_is_no_success(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "long.jsonl").write_text('{"text": "a %s"}\n{"nothing": 1}' % ("b" * 200))
+    settings = EvaluateSettings(
+        checkpoint=str(write_tiny_checkpoint(tmp_path / "model")),
+        tasks=(TaskSettings(kind="lambada", path=str(tmp_path / "long.jsonl")),),
+        output=str(tmp_path / "scores"),
+        pool=PoolSettings(max_actors=1),
+    )
+    with pytest.raises(CorpusError, match=r"nothing to score \(2 rows set aside"):
+        evaluate(settings, cluster)
+    assert not (tmp_path / "scores" / "evaluation.json").exists()
+    assert len((tmp_path / "scores" / "rejects.jsonl").read_text().splitlines()) == 2

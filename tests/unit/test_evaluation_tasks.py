@@ -247,6 +247,19 @@ def test_a_cloze_row_that_is_none_says_why(row, reason):
         parse_item(json.dumps(row).encode(), Wording("cloze"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "row", "absent"),
+    [
+        ("cloze", {"text": "a ____", "answer": "b"}, {"choices": None, "label": None}),
+        ("cloze", {"text": "a ____", "choices": ["b", "c"], "label": 1}, {"answer": None}),
+        ("hellaswag", {"ctx": "a", "endings": ["b", "c"], "label": 1}, {"ctx_a": None, "ctx_b": None}),
+    ],
+)
+def test_null_is_as_good_as_absent(kind, row, absent):
+    found = [parse_item(json.dumps(fields).encode(), Wording(kind)) for fields in (row, row | absent)]
+    assert found[0] == found[1]
+
+
 def test_a_file_without_an_item_is_refused(tmp_path):
     task = Task("l", "lambada", write_lines(tmp_path / "l.jsonl", ["{}"]), Wording("lambada"))
     with pytest.raises(

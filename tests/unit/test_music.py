@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cluster.serving.api_error import ApiError
 from cluster.serving.completions_schema import ServedModel, parse_completions
-from gpt_core.documents.document_batch import Document, ReadingOptions
+from gpt_core.documents.document_batch import Document, ReadingOptions, Reject
 from gpt_core.documents.reader import read_documents
 from gpt_core.documents.shard_plan import Piece, ShardPlan
 from gpt_core.documents.source_files import SourceSpec, list_files
@@ -148,6 +148,7 @@ def test_times_that_no_music_has_are_rejects_and_no_prompts(data, reason, tmp_pa
     (tmp_path / "a.mid").write_bytes(data)
     files = list_files(SourceSpec("music", (str(tmp_path),), kind="midi"))
     [reject] = read_documents(ShardPlan(0, "music", (Piece(files[0]),)), ReadingOptions())
+    assert isinstance(reject, Reject)
     assert reason in reject.reason
     assert reason in scan_prompts((str(tmp_path / "a.mid"),), Sampling(), 4).rejects[0].reason
 
