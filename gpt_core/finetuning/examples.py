@@ -4,7 +4,7 @@ Read by the worker that tokenizes them. Every record becomes either an example o
 records. Positions are bytes of the decompressed file, or rows of a parquet file.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,10 +99,12 @@ def _parquet_rows(piece: Piece, fields: Fields) -> Iterator[Example | Reject]:
     with RawFile(piece.file) as raw:
         try:
             parquet = pq.ParquetFile(pa.PythonFile(raw, "r"), pre_buffer=False)
-            columns = [column for column in (fields.source, fields.target) if column in parquet.schema_arrow.names]
-            for group in range(parquet.num_row_groups):
-                if not _owns(piece, group, parquet.num_row_groups):
-                    row += parquet.metadata.row_group(group).num_rows
+            columns = [fields.source, fields.target]
+            fault = _fault_of_columns(parquet.schema_arrow.names, columns)
+            for group, rows in _row_groups(piece, parquet.metadata):
+                row = rows.start
+                if fault:
+                    yield from (Reject(name, None, each, fault) for each in rows)
                     continue
                 for batch in parquet.iter_batches(_ROWS, row_groups=[group], columns=columns, use_threads=False):
                     for index in range(batch.num_rows):
@@ -113,9 +115,24 @@ def _parquet_rows(piece: Piece, fields: Fields) -> Iterator[Example | Reject]:
             yield Reject(name, None, row, f"{found}; expected a whole parquet file")
 
 
-def _owns(piece: Piece, index: int, count: int) -> bool:
-    byte = index * piece.file.num_bytes // count
-    return piece.start <= byte and (piece.end is None or byte < piece.end)
+def _row_groups(piece: Piece, metadata: pq.FileMetaData) -> Iterator[tuple[int, range]]:
+    """Yield the piece's row groups by number, each with its rows."""
+    first, count = 0, metadata.num_row_groups
+    for group in range(count):
+        following = first + metadata.row_group(group).num_rows
+        byte = group * piece.file.num_bytes // count
+        if piece.start <= byte and (piece.end is None or byte < piece.end):
+            yield group, range(first, following)
+        first = following
+
+
+def _fault_of_columns(names: Sequence[str], wanted: Sequence[str]) -> str | None:
+    for name in wanted:
+        if name not in names:
+            return _missing(name, names)
+        if (count := names.count(name)) > 1:
+            return f"found {count} columns {name!r}; expected one"
+    return None
 
 
 def _example_of_row(batch: pa.RecordBatch, row: int, fields: Fields, place: tuple[str, int, int]) -> Example | Reject:
@@ -140,14 +157,18 @@ def _example(record: Any, fields: Fields, place: tuple[str, int, int]) -> Exampl
 
 def _fault(record: dict[str, Any], name: str, *, may_be_empty: bool) -> str | None:
     if name not in record:
-        there = ", ".join(sorted(record)[:8]) or "none"
-        return f"found no field {name!r} (fields: {there[:200]}); expected a text in {name!r}"
+        return _missing(name, record)
     value = record[name]
     if not isinstance(value, str):
         return f"found {repr(value)[:60]} in {name!r}; expected a text"
     if not value.strip() and not may_be_empty:
         return f"found an empty text in {name!r}; expected at least one character"
     return None
+
+
+def _missing(name: str, there: Iterable[str]) -> str:
+    told = ", ".join(sorted(there)[:8]) or "none"
+    return f"found no field {name!r} (fields: {told[:200]}); expected a text in {name!r}"
 
 
 def digest_of(files: Sequence[SourceFile]) -> str:

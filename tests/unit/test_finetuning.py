@@ -12,6 +12,7 @@ import torch
 
 from cluster import evaluating, finetuning
 from gpt_core.corpus import manifest
+from gpt_core.documents.document_batch import Reject
 from gpt_core.documents.shard_plan import plan_shards
 from gpt_core.errors import CheckpointError, CorpusError, HerdError, SettingsError, StaleOutputError
 from gpt_core.evaluation.evaluation import CorpusPart, EvaluationWorker, WindowRange, summed
@@ -201,6 +202,20 @@ def test_a_parquet_file_gives_the_examples_of_the_json_lines(tmp_path):
     assert found["x.jsonl"][1] == "found an empty text in 'question'; expected at least one character"
     assert found["x.jsonl"][2] == "found None in 'answer'; expected a text"
     assert found["x.jsonl"][3] == ("é", "ü")
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["source", "answer"], "found no field 'target' (fields: answer, source); expected a text in 'target'"),
+        (["source", "target", "source"], "found 2 columns 'source'; expected one"),
+    ],
+)
+def test_every_row_of_a_table_with_other_columns_says_which_there_are(tmp_path, names, reason):
+    table = pa.table([["a", "b", "c"]] * len(names), names=names)
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
+    (plan,) = plan_shards(list_example_files((str(tmp_path / "t.parquet"),)), 1 << 20)
+    assert list(read_examples(plan, Fields())) == [Reject("t.parquet", None, row, reason) for row in range(3)]
 
 
 @pytest.mark.parametrize(
