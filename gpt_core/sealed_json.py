@@ -4,30 +4,32 @@ The commit point of evaluations and generated datasets: where the file is, the r
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 from gpt_core.digests import canonical_json, sha256_hex
 from gpt_core.errors import CorpusError
-from gpt_core.storage import Storage
+from gpt_core.storage import Location, Storage
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
-    """Write the content and its digest: temporary file, fsync, rename."""
+def write(path: str | Location, content: dict[str, Any]) -> None:
+    """Write the content and its digest to a path or URL, atomically."""
     text = json.dumps({**content, "digest": _digest(content)}, indent=1, allow_nan=False) + "\n"
-    Storage.of(path.parent).write_atomically(str(path), lambda file: file.write(text.encode()))
+    Storage.of(path).write_atomically(str(path), lambda file: file.write(text.encode()))
 
 
-def read(path: Path) -> dict[str, Any] | None:
+def read(path: str | Location) -> dict[str, Any] | None:
     """Return the content without its digest, None where there is no such file.
 
     Raises:
         CorpusError: If a bit of it is not as it was written.
     """
-    if not path.exists():
+    try:
+        with Storage.of(path).open_read(str(path)) as file:
+            data = file.read()
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(data)
         digest = content.pop("digest")
     except (ValueError, KeyError, AttributeError):
         digest, content = None, {}

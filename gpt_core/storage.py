@@ -8,11 +8,13 @@ a remote object appears when its upload is complete.
 import errno
 import functools
 import os
+import re
 import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
 
@@ -22,6 +24,7 @@ import pyarrow.fs
 from gpt_core.errors import CorpusError, ResourceError
 
 _SPOOL_BYTES = 16 << 20
+_COPY_BYTES = 16 << 20  # a request each
 _S3_ATTEMPTS = 10  # with pauses that double: about a minute of "SlowDown" or of broken connections
 _ENDPOINTS = {
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
@@ -56,6 +59,49 @@ def is_url(place: str) -> bool:
     return "://" in place
 
 
+@dataclass(frozen=True, slots=True)
+class Url:
+    """A folder or file in a store, with those parts of a ``Path`` that code for either kind needs."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __truediv__(self, name: str) -> "Url":
+        return Url(f"{self.text}/{name}")
+
+    @property
+    def name(self) -> str:
+        """Its last part."""
+        return self.text.rpartition("/")[2]
+
+    @property
+    def parent(self) -> "Url":
+        """The folder it lies in."""
+        return Url(self.text.rpartition("/")[0])
+
+
+Location = Path | Url
+
+
+def location(place: str | Location) -> Location:
+    """Return a place as a path, or as a URL where it is one: ``Path`` would make a local folder of it."""
+    if isinstance(place, str) and is_url(place):
+        return Url(place.rstrip("/"))
+    return place if isinstance(place, Url) else Path(place)
+
+
+def local_folder(output: str) -> Path:
+    """Return where files about an output lie that no store can hold, such as journals and locks.
+
+    That is the output folder itself, or a folder of runs/ here where the output is a URL.
+    """
+    if not is_url(output):
+        return Path(output)
+    return Path("runs", re.sub(r"[^A-Za-z0-9.-]+", "-", output)).absolute()
+
+
 class Storage:
     """A folder, local or remote; paths handed to the methods are whole, as ``join`` makes them."""
 
@@ -63,7 +109,7 @@ class Storage:
         self.root = root.rstrip("/") or "/"
 
     @classmethod
-    def of(cls, place: str | Path) -> Self:
+    def of(cls, place: str | Location) -> Self:
         """Return the storage whose root is this folder or file; nothing is opened yet."""
         return cls(str(place))
 
@@ -136,6 +182,17 @@ class Storage:
         else:
             _write_local(Path(path), write)
 
+    @contextmanager
+    def on_disk(self, path: str) -> Iterator[Path]:
+        """Yield a local file itself, and of a remote one a copy that is there while the block runs."""
+        if not is_url(path):
+            yield Path(path)
+            return
+        with self.open_read(path) as source, tempfile.NamedTemporaryFile(prefix="gpt-herd-") as copy:
+            shutil.copyfileobj(source, copy, _COPY_BYTES)
+            copy.flush()
+            yield Path(copy.name)
+
     def remove(self, path: str) -> None:
         """Delete a file if it is there."""
         if not is_url(path):
@@ -152,6 +209,19 @@ class Storage:
             filesystem, inner = open_filesystem(folder)
             with suppress(FileNotFoundError):  # Google's: the files are gone, there was no object for the folder
                 filesystem.delete_dir(inner)
+
+    def move_folder(self, folder: str, target: str) -> None:
+        """Give a folder another name, in place of what bears it; in a store its files are copied through here."""
+        self.remove_folder(target)
+        if not is_url(folder):
+            Path(folder).rename(target)
+            return
+        for name, _ in list(self.list_files(folder)):
+            with self.open_read(f"{folder}/{name}") as source:
+                self.write_atomically(
+                    f"{target}/{name}", lambda file, source=source: shutil.copyfileobj(source, file, _COPY_BYTES)
+                )
+        self.remove_folder(folder)
 
     def _information(self, url: str) -> pyarrow.fs.FileInfo:
         filesystem, inner = open_filesystem(url)

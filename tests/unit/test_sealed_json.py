@@ -19,6 +19,17 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["result.json"]
 
 
+def test_a_result_in_a_store_is_read_back_and_makes_no_local_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = "memory://sealed/result.json"
+    assert sealed_json.read(url) is None
+    sealed_json.write(url, CONTENT)
+    assert sealed_json.read(url) == CONTENT
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_number_that_json_lacks_is_written(tmp_path: Path) -> None:
     sealed_json.write(tmp_path / "result.json", CONTENT)
     with pytest.raises(ValueError, match="not JSON compliant"):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gpt_core.errors import CorpusError
-from gpt_core.storage import Storage, is_url
+from gpt_core.storage import Storage, Url, is_url, local_folder, location
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -87,3 +87,33 @@ def test_an_unknown_scheme_is_a_clear_error() -> None:
 @pytest.mark.parametrize(("place", "expected"), [("s3://a/b", True), ("/a/b", False), ("a", False)])
 def test_urls_are_told_from_paths(place: str, expected: bool) -> None:
     assert is_url(place) is expected
+
+
+def test_a_moved_folder_has_its_files_under_the_new_name_alone(storage: Storage) -> None:
+    for name in ("old/a", "old/b/c", "new/left-over"):
+        storage.write_atomically(storage.join(*name.split("/")), lambda file, name=name: file.write(name.encode()))
+    storage.move_folder(storage.join("old"), storage.join("new"))
+    assert sorted(storage.list_files(storage.root)) == [("new/a", 5), ("new/b/c", 7)]
+
+
+def test_a_file_is_on_disk_while_it_is_used(storage: Storage) -> None:
+    storage.write_atomically(storage.join("file"), lambda file: file.write(b"content"))
+    with storage.on_disk(storage.join("file")) as path:
+        assert path.read_bytes() == b"content"
+    assert path.exists() != is_url(storage.root)
+    with pytest.raises(FileNotFoundError), storage.on_disk(storage.join("none")) as path:
+        path.read_bytes()
+
+
+def test_a_url_keeps_its_slashes_and_a_path_stays_a_path(tmp_path: Path) -> None:
+    url = location("s3://bucket/run/") / "checkpoints"
+    assert (str(url), url.name, str(url.parent)) == ("s3://bucket/run/checkpoints", "checkpoints", "s3://bucket/run")
+    assert isinstance(url, Url)
+    assert location(url) is url
+    assert location(str(tmp_path)) == location(tmp_path) == tmp_path
+
+
+def test_outputs_in_stores_have_local_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert local_folder("s3://bucket/a/run") == tmp_path / "runs" / "s3-bucket-a-run"
+    assert local_folder(str(tmp_path / "run")) == tmp_path / "run"
