@@ -1,13 +1,14 @@
 """Command-line flags: ``--section.field VALUE``, read by what the setting accepts."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from jobs.command_line import yaml_scalars
-from jobs.command_line.mistakes import Mistake, Path, sentence
+from jobs.command_line.mistakes import Mistake, Path, cut, sentence
 from jobs.command_line.schema import Node, Schema
 
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
@@ -78,6 +79,8 @@ class Flags:
             self._mistake(flag, "a second file", "one", "put what both hold into one")
         elif len(flag.values) != 1:
             self._mistake(flag, f"{len(flag.values) or 'no'} values", "one file", "write --config FILE")
+        elif not flag.values[0]:
+            self._mistake(flag, "an empty name", "one file", "write --config FILE")
         else:
             self.config = flag.values[0]
 
@@ -99,15 +102,24 @@ class Flags:
             return
         if "boolean" in kinds and not flag.values:
             flag.values.append("false" if flag.negated else "true")
-        take = self._list if "array" in kinds else self._single
-        self.settings[path] = take(flag, path, node)
-        self.given[path] = flag
+        take, grows = (self._list, {path}) if "array" in kinds else (self._single, set())
+        for place, value in self._spread(path, take(flag, path, node), node):
+            if any(other[: len(place)] == place and other not in grows for other in self.given):
+                self._mistake(flag, "a second value", self._schema.describe(path, node), "give the flag once")
+            self.settings[place] = value
+            self.given[place] = flag
+
+    def _spread(self, path: Path, value: Any, node: Node) -> Iterator[tuple[Path, Any]]:
+        """Yield the single settings of a section given as a mapping, as if each had its own flag."""
+        if isinstance(value, dict) and self._schema.section(node):
+            for name, inner in value.items():
+                yield from self._spread((*path, name), inner, self._schema.child(node, name) or {})
+        else:
+            yield path, value
 
     def _single(self, flag: Flag, path: Path, node: Node) -> Any:
         """Return the value of a flag that takes one."""
         expected = self._schema.describe(path, node)
-        if path in self.settings:
-            return self._mistake(flag, "a second value", expected, "give the flag once")
         if len(flag.values) != 1:
             return self._mistake(flag, f"{len(flag.values) or 'no'} values", expected, "give one value")
         if "object" in self._schema.kinds(node):
@@ -120,7 +132,7 @@ class Flags:
             return self._mistake(flag, "no value", self._schema.describe(path, node), "write [] for an empty list")
         values: list[Any] = list(self.settings.get(path) or [])
         for text in flag.values:
-            if text.startswith("["):
+            if _is_list(text):
                 values.extend(self._literal(flag, text, node) or [])
             elif text == "null" and "null" in self._schema.kinds(node):
                 return None
@@ -143,7 +155,7 @@ class Flags:
         if "string" in kinds and (not fits or not text):
             return text
         if isinstance(value, float) and not math.isfinite(value):
-            return self._mistake(flag, text, "a finite number", "mend it")
+            return self._mistake(flag, cut(text), "a finite number", "mend it")
         return value
 
     def _literal(self, flag: Flag, text: str, node: Node) -> Any:
@@ -159,10 +171,27 @@ class Flags:
             case yaml.SequenceNode():
                 return [self._literal_value(flag, entry, child(node or {}, "0")) for entry in literal.value]
             case yaml.MappingNode():
-                pairs = [(str(key.value), value) for key, value in literal.value]
+                pairs = self._named(flag, literal)
                 return {key: self._literal_value(flag, value, child(node or {}, key)) for key, value in pairs}
             case yaml.ScalarNode(style=None):
                 return self._scalar(flag, literal.value, node or {})
             case yaml.ScalarNode():
                 return literal.value
         return None
+
+    def _named(self, flag: Flag, mapping: yaml.MappingNode) -> list[tuple[str, yaml.Node]]:
+        """Return a mapping's names and nodes; report a name that is none, and one given twice."""
+        pairs: dict[str, yaml.Node] = {}
+        for key, value in mapping.value:
+            if not isinstance(key, yaml.ScalarNode):
+                self._mistake(flag, "a list or mapping as a name", "a text", "write {name: value}")
+            elif key.value in pairs:
+                self._mistake(flag, f"a second value of {key.value}", "one", "remove one")
+            else:
+                pairs[key.value] = value
+        return list(pairs.items())
+
+
+def _is_list(text: str) -> bool:
+    """Tell a YAML list, closed or not, from a glob such as [0-9]*.txt."""
+    return text.startswith("[") and (text.endswith("]") or text.count("[") != text.count("]"))

@@ -1,13 +1,14 @@
 """Settings from defaults, a YAML file and flags, the later before the earlier."""
 
 import json
+from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from jobs.command_line.flags import Flags
-from jobs.command_line.mistakes import Mistake, Path, refusal, sentence, show
+from jobs.command_line.mistakes import Mistake, Path, cut, refusal, sentence, show
 from jobs.command_line.remedies import remedy
 from jobs.command_line.schema import Node, Schema
 from jobs.command_line.settings_file import SettingsFile, UnusableFileError
@@ -77,17 +78,29 @@ class _Load(Generic[Model]):
         return filled
 
     def _put(self, values: Any, path: Path, value: Any) -> None:
-        """Set one flag's value, unless the file's own mistake leaves no section to set it in."""
+        """Set one flag's value, or report that there is no section or list to set it in."""
         node: Node | None = self.schema.root
-        for name in path[:-1]:
+        for depth, name in enumerate(path):
             node = self.schema.child(node or {}, name)
-            values = _inner(values, name, (node or {}).get("default"))
-            if values is None:
+            key = _key(values, name)
+            if key is None:
+                self._report_place(path, depth, values)
                 return
-        if isinstance(values, dict):
-            values[path[-1]] = value
-        elif isinstance(values, list) and path[-1].isdecimal():
-            _set_entry(values, int(path[-1]), value)
+            if depth == len(path) - 1:
+                values[key] = value
+                return
+            if values[key] is None:
+                values[key] = _made((node or {}).get("default"))
+            values = values[key]
+
+    def _report_place(self, path: Path, depth: int, values: Any) -> None:
+        """Report a flag that goes past the end of a list, or into a value that has no inside."""
+        found, expected, remedy = show(values), f"a section as {'.'.join(path[:depth])}", "write it as one"
+        if isinstance(values, list) and path[depth].isdecimal():
+            found, expected = f"index {cut(path[depth])}", f"0 to {len(values)}" if values else "0"
+            remedy = "count entries from 0"
+        text = sentence(self.flags.given[path].typed, found, expected, remedy)
+        self.mistakes.append(Mistake(text, path, self._rank(path)))
 
     def _validated(self, values: dict[str, Any]) -> Model | None:
         """Return the settings, or collect what is wrong with them.
@@ -97,6 +110,8 @@ class _Load(Generic[Model]):
         try:
             return self.model.model_validate_json(json.dumps(values), strict=self._strict())
         except ValidationError as error:
+            if error.errors(include_url=False)[0]["type"] == "json_invalid":
+                return self._unreadable(values)
             found: dict[Path, list[ErrorDetails]] = {}
             for detail in error.errors(include_url=False):
                 found.setdefault(self._path(detail, values), []).append(detail)
@@ -105,6 +120,16 @@ class _Load(Generic[Model]):
             if path not in known:
                 self.mistakes.append(Mistake(self._text(path, details), path, self._rank(path)))
         return None
+
+    def _unreadable(self, values: dict[str, Any]) -> None:
+        """Report what no settings file can say: a text with a broken character, else too deep a nesting."""
+        broken = list(_broken_texts(values, ()))
+        for path in broken:
+            text = sentence(self._where(path), "a text that is no UTF-8", "a text in UTF-8", "rename or retype it")
+            self.mistakes.append(Mistake(text, path, self._rank(path)))
+        if not broken:
+            text = sentence(self.program, "hundreds of nested lists or sections", "settings", "mend it")
+            self.mistakes.append(Mistake(text))
 
     def _strict(self) -> bool | None:
         """Be strict, except to a strict model, whose fields may exempt themselves from it."""
@@ -119,6 +144,8 @@ class _Load(Generic[Model]):
             child = self.schema.child(node or {}, name)
             here = isinstance(values, dict) and name in values
             if isinstance(part, int) and isinstance(values, list):
+                if child is None:  # an entry of a list of fixed length: the list is what is wrong
+                    break
                 values = values[part]
             elif here or (child is not None and isinstance(values, dict)):
                 values = values.get(name)
@@ -138,7 +165,7 @@ class _Load(Generic[Model]):
                 return sentence(
                     where, "no such setting", "a known one", f"did you mean {near}?" if near else "remove it"
                 )
-            if detail["type"] == "missing":
+            if detail["type"] == "missing" and path[-1:] == detail["loc"][-1:]:
                 return self._missing(path, where)
         return self._unfit(path, where, details[0])
 
@@ -161,9 +188,12 @@ class _Load(Generic[Model]):
         """Return the place of a value: its flag, or its line, or the nearest section's line, and its name."""
         for end in range(len(path), 0, -1):
             if path[:end] in self.flags.given:
-                typed = self.flags.given[path[:end]].typed
-                return typed if end == len(path) else f"{typed}: {'.'.join(path[end:])}"
-        below = [flag.typed for given, flag in self.flags.given.items() if given[: len(path)] == path]
+                flag = self.flags.given[path[:end]]
+                inner = ".".join(path[len(flag.path) :])
+                return f"{flag.typed}: {inner}" if inner else flag.typed
+        below = list(
+            dict.fromkeys(flag.typed for given, flag in self.flags.given.items() if given[: len(path)] == path)
+        )
         name = ".".join(path)
         if self.file is None:
             place = ", ".join(below) if below and path else self.program
@@ -192,25 +222,32 @@ def _over(default: Any, given: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _inner(values: Any, name: str, default: Any) -> Any:
-    """Return the section or list a flag goes into, made from its default where it is not there yet."""
-    if isinstance(values, list):
-        return _list_entry(values, name)
-    if not isinstance(values, dict):
+def _key(values: Any, name: str) -> str | int | None:
+    """Return the key or index under which a name stands, made where it is the next one; None where it cannot be."""
+    if isinstance(values, dict):
+        values.setdefault(name)
+        return name
+    if not isinstance(values, list) or name not in map(str, range(len(values) + 1)):
         return None
-    if values.get(name) is None:
-        values[name] = json.loads(json.dumps(default)) if isinstance(default, (dict, list)) else {}
-    return values[name]
+    if int(name) == len(values):
+        values.append(None)
+    return int(name)
 
 
-def _list_entry(values: list[Any], name: str) -> Any:
-    if name.isdecimal() and int(name) == len(values):
-        values.append({})
-    return values[int(name)] if name.isdecimal() and int(name) < len(values) else None
+def _made(default: Any) -> Any:
+    """Return a new section or list with the values of its default."""
+    return json.loads(json.dumps(default)) if isinstance(default, (dict, list)) else {}
 
 
-def _set_entry(values: list[Any], index: int, value: Any) -> None:
-    if index < len(values):
-        values[index] = value
-    elif index == len(values):
-        values.append(value)
+def _broken_texts(values: Any, path: Path) -> Iterator[Path]:
+    """Yield the paths of texts and names with half a surrogate pair, which bytes that are no UTF-8 become."""
+    match values:
+        case str() if values.encode("utf-8", "replace").decode("utf-8") != values:
+            yield path
+        case dict():
+            for name, value in values.items():
+                yield from _broken_texts(name, (*path, name))
+                yield from _broken_texts(value, (*path, name))
+        case list():
+            for index, value in enumerate(values):
+                yield from _broken_texts(value, (*path, str(index)))

@@ -48,13 +48,14 @@ def show(value: object) -> str:
         case bool():
             return str(value).lower()
         case str():
-            return f"the text {_cut(repr(value))}"
+            return f"the text {cut(repr(value))}"
         case dict():
             return "a section"
         case list():
-            return f"the list {_cut(str(value))}"
-    return _cut(str(value))
+            return f"the list {cut(str(value))}"
+    return cut(str(value))
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """Return a text, shortened where it would fill the line."""
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -8,6 +8,7 @@ from jobs.command_line import yaml_scalars
 from jobs.command_line.mistakes import show
 from jobs.command_line.schema import Node, Schema, choices
 
+_THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _YES_NO = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
 
@@ -17,7 +18,7 @@ def remedy(schema: Schema, node: Node, value: Any) -> str:
     alternatives = schema.alternatives(node)
     match value:
         case str():
-            meant = _for_text(value, kinds) or _nearest_choice(value, alternatives)
+            meant = _for_text(value, kinds) or _nearest_choice(value, alternatives) or _as_list(value, schema, node)
         case float() if value.is_integer() and "integer" in kinds:
             meant = f"write {int(value)}"
         case int() | float() if any(map(_is_free_text, alternatives)):
@@ -32,10 +33,21 @@ def _for_text(value: str, kinds: set[str]) -> str | None:
         return "write null"
     if "boolean" in kinds and value.lower() in _YES_NO:
         return f"write {_YES_NO[value.lower()]}"
-    if kinds & {"integer", "number"} and re.fullmatch(r"[-+.0-9eE_,]*[0-9]", value):
-        digits = value.replace("_", "").replace(",", "")
-        return f"write {digits} without quotes" if digits == value else f"write {digits}"
-    return f"write [{value}]" if "array" in kinds else None
+    number = value.replace("_", "")
+    number = number.replace(",", "" if _THOUSANDS.fullmatch(number) else ".")
+    if ("integer" in kinds and _is_a(int, number)) or ("number" in kinds and _is_a(float, number)):
+        return f"write {number} without quotes" if number == value else f"write {number}"
+    return None
+
+
+def _is_a(kind: type, number: str) -> bool:
+    value = yaml_scalars.plain(number)
+    return isinstance(value, kind) or (kind is float and isinstance(value, int) and not isinstance(value, bool))
+
+
+def _as_list(value: str, schema: Schema, node: Node) -> str | None:
+    entry = schema.child(node, "0") or {}
+    return f"write [{value}]" if value and any(map(_is_free_text, schema.alternatives(entry))) else None
 
 
 def _nearest_choice(value: str, alternatives: list[Node]) -> str | None:

@@ -103,7 +103,7 @@ class Schema:
         phrases = {
             "integer": f"a whole number{unit}{_limits(kind)}",
             "number": f"a number{unit}{_limits(kind)}",
-            "string": f"a text of the form {kind['pattern']}" if "pattern" in kind else "a text",
+            "string": _text_phrase(kind),
             "boolean": "true or false",
             "null": "null",
             "array": self._list_phrase(kind),
@@ -112,17 +112,25 @@ class Schema:
         return phrases.get(kind.get("type", ""), "any value")
 
     def _list_phrase(self, kind: Node) -> str:
-        if not isinstance(kind.get("items"), dict):
-            return f"a list of {len(kind.get('prefixItems', ()))} values"
         plurals = {"integer": "whole numbers", "number": "numbers", "string": "texts", "object": "sections"}
-        types = [plurals.get(item.get("type", ""), "values") for item in self.alternatives(kind["items"])]
-        least = f", at least {kind['minItems']}" if kind.get("minItems") else ""
-        return f"a list of {' or '.join(dict.fromkeys(types))}{least}"
+        items = [kind["items"]] if isinstance(kind.get("items"), dict) else kind.get("prefixItems", [])
+        entries = [entry for item in items for entry in self.alternatives(item)]
+        types = " or ".join(dict.fromkeys(plurals.get(entry.get("type", ""), "values") for entry in entries))
+        least, most = kind.get("minItems"), kind.get("maxItems")
+        if least and least == most:
+            return f"a list of {least} {types}"
+        return f"a list of {types}{f', at least {least}' if least else ''}{f', at most {most}' if most else ''}"
 
 
 def choices(kind: Node) -> list[str]:
     """Return the words a kind of value is limited to, or none where it is free."""
     return [str(choice) for choice in kind.get("enum", [kind["const"]] if "const" in kind else [])]
+
+
+def _text_phrase(kind: Node) -> str:
+    if "pattern" in kind:
+        return f"a text of the form {kind['pattern']}"
+    return "a non-empty text" if kind.get("minLength") else "a text"
 
 
 def _limits(kind: Node) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from jobs.command_line import yaml_scalars
-from jobs.command_line.mistakes import Mistake, Path, sentence
+from jobs.command_line.mistakes import Mistake, Path, cut, sentence
 
 
 class UnusableFileError(Exception):
@@ -111,7 +111,7 @@ class SettingsFile:
                 "remove the tag",
             )
         if isinstance(value, float) and not math.isfinite(value):
-            return self._mistake(node, path, node.value, "a finite number", "mend it")
+            return self._mistake(node, path, cut(node.value), "a finite number", "mend it")
         return value
 
     def _mistake(self, node: yaml.Node, path: Path, found: str, expected: str, remedy: str) -> None:

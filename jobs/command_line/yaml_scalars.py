@@ -9,10 +9,11 @@ import re
 import yaml
 
 _PREFIX = "tag:yaml.org,2002:"
+_DIGITS = "{1,1000}"  # Python neither reads nor prints integers of more than 4300 digits
 _PATTERNS = {
     "null": r"~|null|Null|NULL|",
     "bool": r"true|True|TRUE|false|False|FALSE",
-    "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+    "int": rf"[-+]?[0-9]{_DIGITS}|0o[0-7]{_DIGITS}|0x[0-9a-fA-F]{_DIGITS}",
     "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
 }

@@ -64,6 +64,10 @@ class Job(Frozen):
     wide: Shape = Shape(n_embd=768, n_head=12)
     paths: tuple[str, ...] = ()
     sizes: list[int] = [1, 2]
+    workers: int | Annotated[tuple[int, int], Field(strict=False)] = 1
+    pair: Annotated[tuple[str, ...], Field(min_length=2, max_length=2)] = ("a", "b")
+    place: Annotated[str, Field(min_length=1)] = "here"
+    share: float = 0.5
     sources: tuple[Source, ...] = ()
     mixture: dict[str, float] = Field(default_factory=dict)
     device: Literal["cpu", "gpu"] = "cpu"
@@ -159,10 +163,20 @@ def test_python_object_equals_the_one_from_file_and_flags(write):
         (["--sources", "[{name: 12, weight: 2}]"], "sources", (Source(name="12", weight=2.0),)),
         (["--sources.0.name", "a", "--sources.1.name", "b"], "sources", (Source(name="a"), Source(name="b"))),
         (["--sources", "{name: a}", "{name: b}"], "sources", (Source(name="a"), Source(name="b"))),
+        (["--sources", "{name: a}", "--sources.0.weight", "2"], "sources", (Source(name="a", weight=2.0),)),
+        (["--paths", "[0-9]*.txt", "[ab]/*"], "paths", ("[0-9]*.txt", "[ab]/*")),
+        (["--workers", "[1, 4]"], "workers", (1, 4)),
+        (["--wide", "{n_head: 6}"], "wide", Shape(n_embd=768, n_head=6)),
+        (["--wide.n_head", "6", "--wide", "{dropout: 0.5}"], "wide", Shape(n_embd=768, n_head=6, dropout=0.5)),
     ],
 )
 def test_flag_values_are_read_by_what_the_setting_accepts(argv, name, value):
     assert getattr(load(Job, ["--output", "o", *argv]), name) == value
+
+
+def test_mapping_in_a_flag_keeps_what_the_file_says_of_the_section(write):
+    argv = write("{output: o, model: {n_embd: 512, n_head: 8}}")
+    assert load(Job, [*argv, "--model", "{dropout: 0.5}"]).model == Shape(n_embd=512, n_head=8, dropout=0.5)
 
 
 def test_flag_changes_one_entry_of_a_list_in_the_file(write):
@@ -233,6 +247,14 @@ def test_every_mistake_is_reported_at_once_in_the_order_of_the_file(write):
         ("model: {n_head: 6.0}", "model.n_head: found 6.0; expected a whole number > 0; write 6"),
         ("model: {n_head: '6'}", "model.n_head: found the text '6'; expected a whole number > 0; write 6 without quotes"),
         ("model: {n_head: 1_2}", "model.n_head: found the text '1_2'; expected a whole number > 0; write 12"),
+        ("share: 0,1", "share: found the text '0,1'; expected a number; write 0.1"),
+        ("share: 1,000", "share: found the text '1,000'; expected a number; write 1000"),
+        ("share: '0.1'", "share: found the text '0.1'; expected a number; write 0.1 without quotes"),
+        ("model: {n_head: '5.5'}", "model.n_head: found the text '5.5'; expected a whole number > 0; the default is 6"),
+        ("workers: None", "workers: found the text 'None'; expected a whole number or a list of 2 whole numbers; the default is 1"),
+        ("workers: [a, b]", "workers: found the list ['a', 'b']; expected a whole number or a list of 2 whole numbers; the default is 1"),
+        ("pair: [a, b, c]", "pair: found the list ['a', 'b', 'c']; expected a list of 2 texts; the default is [a, b]"),
+        ("place: ''", "place: found the text ''; expected a non-empty text; the default is here"),
         ("model: {n_head: }", "model.n_head: found null; expected a whole number > 0; the default is 6"),
         ("model: {dropout: 1}", "model.dropout: found 1; expected a number >= 0 and < 1; the default is 0.0"),
         ("model: {dropout: true}", "model.dropout: found true; expected a number >= 0 and < 1; the default is 0.0"),
@@ -358,10 +380,26 @@ def test_byte_order_mark_is_no_mistake(write):
         (["--model", "3"], "--model: found 3; expected a section; give such a value"),
         (["--model", "{n_head: x}"], "--model: n_head: found the text 'x'; expected a whole number > 0; the default is 6"),
         (["--model", "{a"], "--model: found no YAML: {a; expected a list [a, b] or a mapping {a: b}; close each bracket"),
+        (["--model", "[a, b"], "--model: found no YAML: [a, b; expected a list [a, b] or a mapping {a: b}; close each bracket"),
+        (["--paths", "[a, b"], "--paths: found no YAML: [a, b; expected a list [a, b] or a mapping {a: b}; close each bracket"),
+        (["--model", "{n_head: 3, n_head: 4}"], "--model: found a second value of n_head; expected one; remove one"),
+        (["--model", "{? [a] : 3}"], "--model: found a list or mapping as a name; expected a text; write {name: value}"),
+        (["--model.n_head", "3", "--model", "{n_head: 4}"], "--model: found a second value; expected a section; give the flag once"),
+        (["--sources.0.name", "a", "--sources", "[{name: b}]"], "--sources: found a second value; expected a list of sections; give the flag once"),
+        (["--mixture.a", "1", "--mixture", "{b: 1}"], "--mixture: found a second value; expected a section; give the flag once"),
+        (["--sources.2.weight", "3"], "--sources.2.weight: found index 2; expected 0; count entries from 0"),
+        (["--sizes.5", "3"], "--sizes.5: found index 5; expected 0 to 2; count entries from 0"),
+        (["--sizes.01", "3"], "--sizes.01: found index 01; expected 0 to 2; count entries from 0"),
+        (["--workers", "[]"], "--workers: found the list []; expected a whole number or a list of 2 whole numbers; the default is 1"),
+        (["--workers", "[1, 2, 3]"], "--workers: found the list [1, 2, 3]; expected a whole number or a list of 2 whole numbers; the default is 1"),
+        (["--model.n_head", "9" * 5000], f"--model.n_head: found {'9' * 57}...; expected a finite number; mend it"),
+        (["--paths", "a\udcff"], "--paths: 0: found a text that is no UTF-8; expected a text in UTF-8; rename or retype it"),
+        (["--mixture", f"{{a: {'[' * 220}{']' * 220}}}"], "herd sample: found hundreds of nested lists or sections; expected settings; mend it"),
         (["--sizes", "1", "x"], "--sizes: 1: found the text 'x'; expected a whole number; give such a value"),
         (["--paths"], "--paths: found no value; expected a list of texts; write [] for an empty list"),
         (["--no-title"], "--no-title: found --no-; expected it alone, before a true-or-false setting; write --title VALUE"),
         (["--no-quiet", "true"], "--no-quiet: found --no-; expected it alone, before a true-or-false setting; write --quiet VALUE"),
+        (["--config", ""], "--config: found an empty name; expected one file; write --config FILE"),
         (["--config"], "--config: found no values; expected one file; write --config FILE"),
         (["--config", "a", "--config", "b"], "--config: found a second file; expected one; put what both hold into one"),
     ],
@@ -370,6 +408,13 @@ def test_mistake_in_a_flag_names_the_flag(argv, report, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a").write_text("output: o")
     assert [line for line in flag_mistakes(*argv) if not line.startswith("a:")] == [report]
+
+
+def test_flag_into_a_value_that_is_no_section_is_refused(write):
+    assert mistakes([*write("output: o\nsources: [a]\n"), "--sources.0.weight", "3"]) == [
+        "job.yaml:2 with --sources.0.weight: sources.0: found the text 'a'; expected a section; give such a value",
+        "--sources.0.weight: found the text 'a'; expected a section as sources.0; write it as one",
+    ]
 
 
 def test_word_before_any_flag_is_refused():
