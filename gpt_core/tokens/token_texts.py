@@ -4,16 +4,13 @@ Pure functions; used by ``inspection.py`` for the page.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 from gpt_core.tokens.music import STEPS_PER_SECOND, WORDS, bin_velocity
 from gpt_core.tokens.tokenizer import Tokenizer
-
-# Between source and target: a translation's <to-fr>, a summary's TL;DR:, a completion's [toCode].
-_SEPARATOR = re.compile(r"<to-[a-z]+>|TL;DR:|\[toCode\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +39,17 @@ def text_of_token(token: int, tokenizer: Tokenizer) -> TokenText:
         return TokenText(token, "".join(f"\\x{byte:02x}" for byte in data), is_partial=True)
 
 
-def find_separator(texts: Sequence[str]) -> dict[str, Any] | None:
+def find_separator(texts: Sequence[str], separators: Collection[str]) -> dict[str, Any] | None:
     """Return what parts source and target, or None: its text, the index of its first token and the one behind it.
 
     Of several, as in a prompt with examples, the last: its halves are the task at hand.
+
+    Args:
+        texts: The tokens'.
+        separators: The words that part them, such as a translation's <to-fr>; one or more.
     """
-    found = list(_SEPARATOR.finditer("".join(texts)))
+    words = "|".join(map(re.escape, sorted(separators, key=len, reverse=True)))
+    found = list(re.finditer(words, "".join(texts)))
     if not found:
         return None
     ends = list(accumulate(map(len, texts)))

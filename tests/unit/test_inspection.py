@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_core.errors import UserError
-from gpt_core.inspection.inspection import MAX_TOKENS, PARTS, TEMPERATURES, Inspector, Query
+from gpt_core.inspection.inspection import MAX_TOKENS, PARTS, TEMPERATURES, Inspector, Query, mean_and_deviation
 from gpt_core.model.gpt import GPT
 from gpt_core.model.presets import ModelShape
 from gpt_core.tokens.tokenizer import load_tokenizer
@@ -151,6 +151,35 @@ def test_anatomy_names_every_tensor_once_with_its_own_numbers(weights, inspector
     numbers = weights["h.1.mlp.c_fc.weight"].double().numpy()
     assert rows["h.1.mlp.c_fc.weight"]["mean"] == pytest.approx(numbers.mean(), abs=1e-6)
     assert rows["h.1.mlp.c_fc.weight"]["deviation"] == pytest.approx(numbers.std(ddof=1), rel=1e-5)
+
+
+@pytest.mark.parametrize(("num_numbers", "centre"), [(100_003, 0.0), (100_003, 30.0), (2, 1.0)])
+def test_mean_and_deviation_are_those_of_float64(num_numbers, centre):
+    numbers = torch.from_numpy(np.random.default_rng(0).normal(centre, 0.02, num_numbers).astype(np.float32))
+    mean, deviation = mean_and_deviation(numbers)
+    assert mean == pytest.approx(numbers.double().numpy().mean(), abs=1e-6 + 1e-7 * centre)
+    assert deviation == pytest.approx(numbers.double().numpy().std(ddof=1), rel=1e-4)
+    assert mean_and_deviation(torch.tensor([3.0])) == (3.0, None)
+
+
+def test_numbers_at_the_width_of_gpt2_are_the_reference_s():
+    shape = ModelShape(2, 12, 768, num_positions=64, vocabulary_size=257)
+    weights = {name: tensor.detach() for name, tensor in GPT(shape).initialise(5).named_parameters()}
+    ids = tuple(np.random.default_rng(1).integers(0, 256, 64).tolist())
+    expected = gpt2_steps.forward(ids, weights, 2, 12, None)
+    wide = Inspector(weights, shape, BYTES)
+    for layer, at in enumerate(expected["layers"]):
+        answer = wide.inspect(Query(ids, ("step", "attention"), 63, layer, 11))
+        for name in VECTORS:
+            assert_close(answer["step"][name], at[name][63])
+        for name in HEAD_VECTORS:
+            assert_close(answer["step"][name], at[name][11, 63])
+        for index, row in enumerate(answer["attention"]):
+            assert_close(row, at["weights"][11, index, : index + 1])
+    logits = expected["lens"][-1][63]
+    for candidate in wide.inspect(Query(ids))["next"]["candidates"]:
+        assert_close(candidate["logit"], logits[candidate["id"]])
+        assert_close(candidate["probability"], gpt2_numpy.softmax(logits)[candidate["id"]])
 
 
 def test_tokens_are_named_whole_or_by_their_bytes(inspector):

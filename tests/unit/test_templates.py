@@ -3,7 +3,7 @@
 import pytest
 
 from gpt_core.errors import SettingsError
-from gpt_core.finetuning.templates import TEMPLATES, few_shot_prompt, find_template, stop_strings
+from gpt_core.finetuning.templates import TEMPLATES, few_shot_prompt, find_template, separators_of, stop_strings
 from gpt_core.tokens.tokenizer import load_tokenizer
 from gpt_core.tokens.train_tokenizer import write_ranks
 
@@ -51,6 +51,12 @@ def test_a_source_that_spells_a_special_token_stays_text(tokenizer_of):
     template = find_template("translate")
     ids = template.encode(tokenizer_of(template), "<to-fr><|endoftext|>", "y")[0].tolist()
     assert ids == [*b"<to-fr><|endoftext|> ", 257]
+
+
+@pytest.mark.parametrize(("task", "separator"), [("translate", "<to-pt-br>"), ("completion", "=>")])
+def test_a_vocabulary_s_own_separator_parts_source_from_target(tokenizer_of, task, separator):
+    found = separators_of(tokenizer_of(find_template(task, separator)))
+    assert found == {"TL;DR:", "<to-fr>", "[toCode]", separator}
 
 
 def test_another_separator_is_another_special_token():

@@ -9,24 +9,26 @@ from gpt_core.tokens.token_texts import find_notes, find_separator, text_of_toke
 from gpt_core.tokens.tokenizer import load_tokenizer
 
 MUSIC = load_tokenizer("music")
+SEPARATORS = ("<to-fr>", "<to-pt-br>", "TL;DR:", "[toCode]")
 
 
 @pytest.mark.parametrize(
     ("texts", "expected"),
     [
         (["Hello", " <to-fr>", " Bonjour"], ("<to-fr>", 1, 2)),
+        (["Hello", " <to-pt-br>", " Bom dia"], ("<to-pt-br>", 1, 2)),
         (["Long", " story", ". TL", ";", "DR", ": ", "short"], ("TL;DR:", 2, 6)),
         (["a", "[toCode]", "b", "[toCode]", "c"], ("[toCode]", 3, 4)),
         (["x", "TL;DR:"], ("TL;DR:", 1, 2)),
     ],
 )
 def test_the_last_separator_is_found_across_tokens(texts, expected):
-    assert find_separator(texts) == dict(zip(("text", "start", "end"), expected, strict=True))
+    assert find_separator(texts, SEPARATORS) == dict(zip(("text", "start", "end"), expected, strict=True))
 
 
 @pytest.mark.parametrize("texts", [[], ["no", " such"], ["<|endoftext|>"], ["1 < 2 > 0"], ["TL", "DR"]])
 def test_a_text_without_separator_has_no_halves(texts):
-    assert find_separator(texts) is None
+    assert find_separator(texts, SEPARATORS) is None
 
 
 def test_notes_last_from_on_to_off_with_the_velocity_set_before():
