@@ -23,10 +23,11 @@ from gpt_core.corpus.manifest import Manifest
 from gpt_core.model.presets import ModelShape
 from gpt_core.settings import FinetuneSettings, PretrainSettings, TrainSettings
 from gpt_core.sole_writer import sole_writer
-from gpt_core.training import checkpoint
+from gpt_core.training import begun, checkpoint
 from gpt_core.training.checkpoint import Description
+from gpt_core.training.observer import Silence
 from gpt_core.training.schedule import Recipe
-from gpt_core.training.training_plan import TrainingPlan, allowed_ranks, check_resume, check_vocabulary
+from gpt_core.training.training_plan import TrainingPlan, allowed_ranks, check_vocabulary
 
 if TYPE_CHECKING:
     from cluster.recording.training_gauges import TrainingGauges
@@ -117,14 +118,12 @@ def check_begun(title: str, plan: TrainingPlan, corpus_digest: str | None) -> De
     """Return the newest whole checkpoint in the plan's output folder, and say which were passed over.
 
     Raises:
-        CheckpointError: If it is of a run with another plan or corpus.
+        CheckpointError: If the folder is of a run with another plan or corpus.
     """
     newest, damage = newest_whole(plan.output)
     for sentence in damage:
         say(f"{title}: {sentence}")
-    if newest:
-        begun = {"corpus_digest": newest.corpus_digest, **TrainingPlan.from_dict(newest.settings).identity()}
-        check_resume(plan.output, begun, {"corpus_digest": corpus_digest, **plan.identity()})
+    begun.check(begun.Begun(corpus_digest, plan), newest)
     return newest
 
 
@@ -157,6 +156,8 @@ def fit(title: str, train: TrainSettings, inputs: Inputs, cluster: Cluster, run:
     plan = replace(inputs.plan, device="gpu" if uses_gpus else "cpu")
     counts = allowed_ranks(plan, train.fewest_workers, train.most_workers)
     output = Path(plan.output)
+    if told := begun.told_rounding(plan):
+        say(f"{title}: {told}")
     run.log_dataset(
         "corpus/train", inputs.corpus.root_digest, plan.corpus, context="training",
         profile={"num_tokens": inputs.corpus.splits["train"].num_tokens},
@@ -184,7 +185,7 @@ def _work(config: dict[str, Any]) -> None:
         train(plan, ranks, reporter)
 
 
-class _Reporter:
+class _Reporter(Silence):
     """Takes what the loop observes: metrics to the journal on rank 0, the driver's wish to stop to all."""
 
     def __init__(self, output: Path, rank: int) -> None:
@@ -201,7 +202,7 @@ class _Reporter:
         self._journal.append_metrics(metrics, step=step, tokens=tokens)
         self._show(step, metrics)
 
-    def on_checkpoint(self, path: Path, step: int, metrics: dict[str, float]) -> None:  # noqa: ARG002
+    def before_checkpoint(self) -> None:
         if self._journal is not None:
             self._journal.sync()
 

@@ -181,13 +181,16 @@ class Ledger:
             return file.read()
 
 
-def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:
+def first_difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, Any, Any] | None:
     """Return (dotted name, old value, new value) of the first setting that differs, None if all agree."""
+    return next(differences(old, new), None)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (dotted name, old value, new value) of each setting that differs, by name."""
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name), new.get(name)
         if isinstance(before, dict) and isinstance(after, dict):
-            if inner := first_difference(before, after, f"{prefix}{name}."):
-                return inner
+            yield from differences(before, after, f"{prefix}{name}.")
         elif before != after:
-            return f"{prefix}{name}", before, after
-    return None
+            yield f"{prefix}{name}", before, after

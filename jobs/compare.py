@@ -21,15 +21,16 @@ def main(settings: CompareSettings) -> str:
 
 
 def _lines(parting: "Parting") -> list[str]:
-    lines = ["  settings   equal in all that decides results"]
-    if parting.settings is not None:
-        name, first, second = parting.settings
-        lines = [f"  settings   {name}: {first!r} and {second!r}"]
+    lines = [f"  settings   {name}: {first!r} and {second!r}" for name, first, second in parting.settings]
+    lines = lines or ["  settings   equal in all that decides results"]
     if parting.corpus is None:
         lines.append("  corpus     equal")
     else:
         lines.append(f"  corpus     {parting.corpus[0]} and {parting.corpus[1]}")
     lines.append(f"  logged     to step {parting.steps[0]} and to step {parting.steps[1]}")
+    for run, missing in zip(("first", "second"), parting.missing, strict=True):
+        if missing:
+            lines.append(f"  missing    {len(missing)} step(s) of the {run} run's journal, step {missing[0]} first")
     return [*lines, f"  steps      {_steps(parting)}"]
 
 
@@ -37,9 +38,9 @@ def _steps(parting: "Parting") -> str:
     if parting.first_step is not None and parting.numbers is not None:
         name, first, second = parting.numbers
         return f"part at step {parting.first_step}: {name} {first!r} and {second!r}"
-    if not parting.last_common:
+    if not parting.num_common:
         return "none in common"
-    return f"equal to the last bit up to step {parting.last_common}, the last both logged"
+    return f"equal to the last bit in all {parting.num_common} that both logged"
 
 
 if __name__ == "__main__":

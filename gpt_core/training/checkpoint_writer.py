@@ -33,8 +33,8 @@ class CheckpointWriter:
         self._under_way: tuple[Future[Path], Description] | None = None
 
     def begin(self, description: Description, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-        """Write a snapshot in the background, once the one before it is written; nobody may change it."""
-        self.wait()
+        """Write a snapshot in the background; nobody may change it. The one before it must have been waited for."""
+        assert self._under_way is None
         self.last_step = description.step
         future = self._thread.submit(self._write, description, weights, state)
         self._under_way = (future, description)

@@ -1,6 +1,6 @@
 """What a training run logged, read back, and where two runs part.
 
-Reads a run's newest whole checkpoint's description and its journal of metrics, both plain files.
+Reads what a run was trained with, of its newest checkpoint or begun.json, and its journal of metrics: plain files.
 Called by `herd replay` and `herd compare`; writes nothing.
 """
 
@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt_core.errors import CheckpointError
-from gpt_core.ledger import first_difference
-from gpt_core.training import checkpoint
-from gpt_core.training.checkpoint import Description
+from gpt_core.ledger import differences
+from gpt_core.training.begun import newest
 from gpt_core.training.training_plan import TrainingPlan
 
 JOURNAL = "metrics.jsonl"
@@ -35,20 +34,22 @@ class Parting:
     """Where two runs part.
 
     Attributes:
-        settings: (name, of the first, of the second) of the first thing set that decides results; None if none differs.
+        settings: (name, of the first, of the second) of each thing set that decides results and differs.
         corpus: Root digests of the two corpora if they differ.
         first_step: First step logged with other numbers, None if no common step differs.
         numbers: (name, of the first, of the second) at that step.
-        last_common: Last step that both logged, equal up to it unless first_step says otherwise; 0 for none.
+        num_common: Steps that both logged, equal unless first_step says otherwise.
         steps: Last logged step of each.
+        missing: Steps before its last one that each has not logged.
     """
 
-    settings: tuple[str, Any, Any] | None
+    settings: tuple[tuple[str, Any, Any], ...]
     corpus: tuple[str | None, str | None] | None
     first_step: int | None
     numbers: tuple[str, float | None, float | None] | None
-    last_common: int
+    num_common: int
     steps: tuple[int, int]
+    missing: tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def logged_steps(run_folder: str) -> dict[int, LoggedStep]:
@@ -68,40 +69,35 @@ def logged_steps(run_folder: str) -> dict[int, LoggedStep]:
     return steps
 
 
-def description_of(run_folder: str) -> Description:
-    """Return the description of a run's newest checkpoint whose description is whole.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    for path in reversed(checkpoint.list_paths(run_folder)):
-        try:
-            return checkpoint.read_description(path)
-        except CheckpointError:
-            continue
-    raise CheckpointError(run_folder, "no whole checkpoint", "the folder of a training run", "name another")
-
-
 def compare(first: str, second: str) -> Parting:
     """Return where two runs part.
 
     Raises:
         CheckpointError: One of the folders is none of a training run.
     """
-    begun = [description_of(folder) for folder in (first, second)]
-    identities = [TrainingPlan.from_dict(found.settings).identity() for found in begun]
+    begun = (newest(first), newest(second))
     digests = (begun[0].corpus_digest, begun[1].corpus_digest)
-    logged = [logged_steps(folder) for folder in (first, second)]
+    logged = (logged_steps(first), logged_steps(second))
     common = sorted(logged[0].keys() & logged[1].keys())
     differing = next((step for step in common if _difference(logged[0][step], logged[1][step])), None)
     return Parting(
-        settings=first_difference(identities[0], identities[1]),
+        settings=tuple(differences(_decisive(begun[0].plan), _decisive(begun[1].plan))),
         corpus=digests if digests[0] != digests[1] else None,
         first_step=differing,
         numbers=_difference(logged[0][differing], logged[1][differing]) if differing is not None else None,
-        last_common=max(common, default=0),
+        num_common=len(common),
         steps=(max(logged[0], default=0), max(logged[1], default=0)),
+        missing=(_gaps(logged[0]), _gaps(logged[1])),
     )
+
+
+def _decisive(plan: TrainingPlan) -> dict[str, Any]:
+    """Return all that decides the numbers of a step."""
+    return {**plan.identity(), **plan.rounding(), "train.evaluate_sequences": plan.evaluate_sequences}
+
+
+def _gaps(logged: dict[int, LoggedStep]) -> tuple[int, ...]:
+    return tuple(step for step in range(1, max(logged, default=0)) if step not in logged)
 
 
 def _difference(first: LoggedStep, second: LoggedStep) -> tuple[str, float | None, float | None] | None:

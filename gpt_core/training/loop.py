@@ -19,7 +19,8 @@ from gpt_core.errors import ResourceError, RunFailedError
 from gpt_core.finetuning.supervised_corpus import open_corpus
 from gpt_core.model.precision import choose_dtype
 from gpt_core.sole_writer import sole_writer
-from gpt_core.training import checkpoint
+from gpt_core.training import begun, checkpoint
+from gpt_core.training.begun import Begun
 from gpt_core.training.checkpoint import Description
 from gpt_core.training.checkpoint_writer import CheckpointWriter
 from gpt_core.training.fully_sharded import FullyShardedLearner
@@ -33,7 +34,7 @@ from gpt_core.training.starting_weights import load_starting_weights
 from gpt_core.training.step import NO_VOTES, Compute, StepReport, Votes
 from gpt_core.training.step_metrics import Pace, StepMetrics
 from gpt_core.training.step_windows import StepWindows
-from gpt_core.training.training_plan import TrainingPlan, check_ranks, check_resume, check_vocabulary
+from gpt_core.training.training_plan import TrainingPlan, check_ranks, check_vocabulary
 
 # A worker outlives its killed driver by about two seconds, or by a checkpoint under way.
 LOCK = ".writer"
@@ -100,14 +101,15 @@ class Run:
         self.metrics = StepMetrics(plan, self.device, ranks.num_ranks)
         self.total_tokens = plan.tokens_after(plan.num_steps)
         self.tokens = 0
+        self._is_begun = False
         self._next_checkpoint_seconds = time.monotonic() + (plan.checkpoint_every_seconds or math.inf)
 
     def resume(self, before: int | None = None) -> None:
         """Take up the newest whole checkpoint (of a step below ``before``), or begin at step 0."""
         path = self._agreed_path(before)
         found = checkpoint.load(path) if path else None
-        if found:
-            check_resume(str(path), self._identity_of(found.description), self._identity())
+        ours = Begun(self.corpus.manifest.root_digest, self.plan)
+        begun.check(ours, found.description if found else None)
         if before is None and self.ranks.rank == 0:
             checkpoint.set_aside_after(self.plan.output, found.step if found else 0)
             checkpoint.delete_leftovers(self.plan.output)
@@ -182,11 +184,18 @@ class Run:
         self.metrics.take(report, share, Pace((self.tokens - tokens) / seconds, waited_seconds / seconds))
         if self._is_due(self.plan.evaluate_every_steps) and len(self.held_out):
             self.metrics.take_validation_loss(self.held_out.loss(self.learner.window_losses))
+        self._write_begun()
         self.observer.on_metrics(self.learner.step, self.tokens, dict(self.metrics.last))
         self.writer.poll()
         if report.save_votes or self._is_due_by_steps() or self.metrics.are_best:
             self._checkpoint()
         return report.stop_votes > 0
+
+    def _write_begun(self) -> None:
+        """Say whose the folder is, as late as this: settings that fail in the first step can still be changed."""
+        if self.ranks.rank == 0 and not self._is_begun and begun.read(self.plan.output) is None:
+            begun.write(Begun(self.corpus.manifest.root_digest, self.plan))
+        self._is_begun = True
 
     def _votes(self) -> Votes:
         # By the clock rank 0 alone decides, and tells the others, whose part of the state it may need.
@@ -219,6 +228,8 @@ class Run:
     def _checkpoint(self) -> None:
         self._next_checkpoint_seconds = time.monotonic() + (self.plan.checkpoint_every_seconds or math.inf)
         if self.ranks.rank == 0:
+            self.observer.before_checkpoint()
+            self.writer.wait()  # before the snapshot, so that memory holds one at a time
             self.writer.begin(self._description(), *self.learner.snapshot())
         else:
             self.learner.join_snapshot()
@@ -256,15 +267,6 @@ class Run:
         told = np.array([found.step + 1.0 if found else 0.0])
         (step,) = add_over_ranks(told, self.ranks, self.device)
         return checkpoint.path_of(self.plan.output, int(step) - 1) if step else None
-
-    def _identity(self) -> dict[str, object]:
-        precision = {"train.precision": self.plan.precision}
-        return {"corpus_digest": self.corpus.manifest.root_digest, **self.plan.identity(), **precision}
-
-    def _identity_of(self, description: Description) -> dict[str, object]:
-        plan = TrainingPlan.from_dict(description.settings)
-        precision = {"train.precision": plan.precision}
-        return {"corpus_digest": description.corpus_digest, **plan.identity(), **precision}
 
 
 def _choose_device(plan: TrainingPlan) -> torch.device:

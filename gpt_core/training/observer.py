@@ -12,6 +12,9 @@ class Observer(Protocol):
     def on_metrics(self, step: int, tokens: int, metrics: Metrics) -> None:
         """Take the metrics after a step; called on every rank, with equal loss, norm and rate."""
 
+    def before_checkpoint(self) -> None:
+        """Make durable what was told: once the checkpoint stands, no step before it is told again; on rank 0 alone."""
+
     def on_checkpoint(self, path: Path, step: int, metrics: Metrics) -> None:
         """Take a checkpoint that is committed; called on rank 0 alone, on the training thread."""
 
@@ -24,6 +27,9 @@ class Silence:
     """An observer that does nothing."""
 
     def on_metrics(self, step: int, tokens: int, metrics: Metrics) -> None:
+        """Do nothing."""
+
+    def before_checkpoint(self) -> None:
         """Do nothing."""
 
     def on_checkpoint(self, path: Path, step: int, metrics: Metrics) -> None:

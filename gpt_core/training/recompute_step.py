@@ -1,7 +1,9 @@
 """One step of a run computed again from the nearest checkpoint before it, for `herd replay` and tests."""
 
+from dataclasses import replace
+
 from gpt_core.errors import RunFailedError
-from gpt_core.training import checkpoint
+from gpt_core.training import begun, checkpoint
 from gpt_core.training.loop import Run
 from gpt_core.training.observer import Silence
 from gpt_core.training.reduction import Ranks
@@ -21,11 +23,10 @@ def replay(run_folder: str, step: int, ranks: Ranks | None = None, corpus: str |
         corpus: Folder of the corpus, where it has moved.
 
     Raises:
-        CheckpointError: The folder has no checkpoint.
+        CheckpointError: The folder is none of a training run.
     """
-    newest = checkpoint.load(run_folder)
-    values = newest.description.settings
-    plan = TrainingPlan.from_dict(values | {"output": run_folder, "corpus": corpus or values["corpus"]})
+    plan = _plan_before(run_folder, step)
+    plan = replace(plan, output=run_folder, corpus=corpus or plan.corpus)
     run = Run(plan, ranks or Ranks(), Silence())
     run.resume(before=step)
     report: StepReport | None = None
@@ -35,6 +36,13 @@ def replay(run_folder: str, step: int, ranks: Ranks | None = None, corpus: str |
     if report is None:
         raise RunFailedError(run_folder, f"step {step}", "a step of 1 or more", "name one that was logged")
     return report
+
+
+def _plan_before(run_folder: str, step: int) -> TrainingPlan:
+    """Return the plan the run was at when it took the step: threads, for one, may be others after a resume."""
+    start = checkpoint.load_newest(run_folder, before=step)
+    found = begun.Begun.of(run_folder, start.description) if start else begun.read(run_folder)
+    return (found or begun.newest(run_folder)).plan
 
 
 def replay_rank(ranks: Ranks, run_folder: str, step: int, corpus: str | None) -> StepReport:

@@ -15,6 +15,12 @@ from gpt_core.training.schedule import BatchRamp, Recipe, is_power_of_two
 
 Reduction = Literal["exact", "fast"]
 Sharding = Literal["none", "optimizer", "full"]
+_DECAY = "recipe.decay_tokens"
+_RESUME_REMEDIES = {
+    "corpus": "give the corpus of this root digest",
+    "checkpoint": "give the checkpoint of these weights",
+    _DECAY: "set train.num_steps back, where the decay ends with it, or {name} to {before}",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,24 +139,35 @@ class TrainingPlan:
 
     def identity(self) -> dict[str, Any]:
         """Return what a resumed run must agree on, by the names people set."""
-        # Without a decay of its own the learning rate follows the length of the run.
-        length = {"num_steps": self.num_steps} if self.recipe.decay_tokens is None else {}
+        recipe = self.recipe.to_dict()
+        if self.recipe.decay_tokens is None:  # the learning rate follows the length of the run
+            recipe["decay_tokens"] = self.tokens_after(self.num_steps)
         start = {} if self.starting_digest is None else {"checkpoint": self.starting_digest}
         blocks = {} if self.block_windows is None else {"block_windows": self.block_windows}
         return {
             **start,
             "model": self.shape.to_dict(),
-            "recipe": self.recipe.to_dict(),
+            "recipe": recipe,
             "train": {
                 "seed": self.seed,
+                "precision": self.precision,
                 "context_tokens": self.window_tokens,
                 "batch_sequences": self.batch_sequences,
                 "micro_batch_sequences": self.micro_batch_sequences,
                 "ramp_start_sequences": self.ramp_start_sequences,
                 "ramp_tokens": self.ramp_tokens,
                 **blocks,
-                **length,
             },
+        }
+
+    def rounding(self) -> dict[str, Any]:
+        """Return what else equal bits depend on; a resumed run may change it, and then ends with other bits."""
+        return {
+            "train.reduction": self.reduction,
+            "train.sharding": "full" if self.sharding == "full" else "none or optimizer",
+            "train.threads_per_worker": self.num_threads,
+            "train.device": self.device,
+            "train.compiled": self.compiled,
         }
 
 
@@ -205,15 +222,20 @@ def check_resume(path: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     Raises:
         CheckpointError: Names the first setting that differs, both values, and what to do.
     """
-    from gpt_core.ledger import first_difference  # here, so that the learner loads with torch and NumPy alone
+    from gpt_core.ledger import differences  # here, so that the learner loads with torch and NumPy alone
 
-    if difference := first_difference(old, new):
-        name, before, after = difference
+    # Where it is not set, the end of the decay follows from other settings, which then are the ones to name.
+    found = sorted(differences(old, new), key=lambda difference: difference[0] == _DECAY)
+    if found:
+        name, before, after = found[0]
+        remedy = _RESUME_REMEDIES.get(name, "set {name} to {before}").format(
+            name=name, before="null" if before is None else before
+        )
         raise CheckpointError(
             path,
             f"a run begun with {name} {before!r}",
             f"the {after!r} of this run",
-            f"set {name} back, or choose another output folder",
+            f"{remedy}, or choose another output folder",
         )
 
 

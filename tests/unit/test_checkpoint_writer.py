@@ -31,7 +31,7 @@ def writer(tmp_path, told):
 def test_a_checkpoint_is_reported_once_it_is_committed_and_older_ones_go(writer, told, tmp_path):
     for step in (1, 2):
         writer.begin(describe(step), {"x": torch.ones(2)}, {})
-    writer.wait()
+        writer.wait()
     assert told == [("step-00000001", 1), ("step-00000002", 2)]
     assert [path.name for path in checkpoint.list_paths(tmp_path)] == ["step-00000002"]
 

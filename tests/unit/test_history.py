@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster.recording.journal import Journal
 from gpt_core.errors import CheckpointError, RunFailedError, SettingsError
 from gpt_core.model.presets import ModelShape
 from gpt_core.settings import CompareSettings, ReplaySettings
-from gpt_core.training import history
+from gpt_core.training import checkpoint, history, recompute_step
+from gpt_core.training.checkpoint import Description
 from gpt_core.training.loop import train
 from gpt_core.training.observer import Silence
 from gpt_core.training.schedule import Recipe
@@ -80,7 +82,7 @@ def test_a_logged_number_that_was_changed_is_found(run, tmp_path):
     with pytest.raises(RunFailedError, match=r"step 12 of .*: found grad_norm .*; expected the logged "):
         replay.main(ReplaySettings(run=str(changed), step=12))
     parting = history.compare(str(run), str(changed))
-    assert (parting.settings, parting.corpus, parting.first_step, parting.last_common) == (None, None, 12, NUM_STEPS)
+    assert (parting.settings, parting.corpus, parting.first_step, parting.num_common) == ((), None, 12, NUM_STEPS)
     assert "part at step 12: grad_norm" in compare.main(CompareSettings(runs=(str(run), str(changed))))
 
 
@@ -92,15 +94,79 @@ def test_a_step_that_was_never_logged_is_refused(run):
 def test_a_copy_of_a_run_parts_nowhere(run):
     said = compare.main(CompareSettings(runs=(str(run), str(run))))
     assert "equal in all that decides results" in said
-    assert "equal to the last bit up to step 30" in said
+    assert "equal to the last bit in all 30 that both logged" in said
 
 
 def test_a_run_with_another_seed_parts_at_its_first_step(run, plan, tmp_path):
     other = write_run(replace(plan, seed=9, num_steps=4, output=str(tmp_path / "other")))
     parting = history.compare(str(run), str(other))
-    assert parting.settings is not None
-    assert parting.settings[0] in ("train.num_steps", "train.seed")
-    assert (parting.first_step, parting.last_common, parting.steps) == (1, 4, (30, 4))
+    # Without decay_tokens the decay ends with the run: 8 sequences of 8 tokens a step.
+    assert parting.settings == (("recipe.decay_tokens", 30 * 64, 4 * 64), ("train.seed", 0, 9))
+    assert (parting.first_step, parting.num_common, parting.steps) == (1, 4, (30, 4))
+
+
+def test_runs_that_compute_in_other_ways_are_not_called_equal(run, tmp_path):
+    ours = checkpoint.load(run).description
+    changes = {"reduction": "fast", "compiled": True, "num_threads": 2, "evaluate_sequences": 9}
+    changes |= {"precision": "bf16", "device": "gpu", "sharding": "full"}
+    checkpoint.write(tmp_path, replace(ours, settings={**ours.settings, **changes}), {}, {})
+    (tmp_path / history.JOURNAL).symlink_to(run / history.JOURNAL)
+    said = compare.main(CompareSettings(runs=(str(run), str(tmp_path)))).splitlines()
+    assert {line.partition("settings")[2].strip() for line in said if "settings" in line} == {
+        "train.compiled: False and True",
+        "train.device: 'cpu' and 'gpu'",
+        "train.evaluate_sequences: 64 and 9",
+        "train.precision: 'fp32' and 'bf16'",
+        "train.reduction: 'exact' and 'fast'",
+        "train.sharding: 'none or optimizer' and 'full'",
+        "train.threads_per_worker: 1 and 2",
+    }
+
+
+def test_steps_that_one_journal_lacks_are_told(run, tmp_path):
+    (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
+    lines = (run / history.JOURNAL).read_text().splitlines(keepends=True)
+    (tmp_path / history.JOURNAL).write_text("".join(lines[:11] + lines[14:]))
+    said = compare.main(CompareSettings(runs=(str(run), str(tmp_path))))
+    assert "  missing    3 step(s) of the second run's journal, step 12 first\n" in said
+    assert "equal to the last bit in all 27 that both logged" in said
+
+
+class Killed(Silence):
+    """Dies after three steps, before the first checkpoint."""
+
+    def __init__(self, output):
+        self.journal = Journal(Path(output) / history.JOURNAL)
+
+    def on_metrics(self, step, tokens, metrics):
+        self.journal.append_metrics(metrics, step=step, tokens=tokens)
+        if step == 3:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_can_be_compared_and_replayed(run, plan, tmp_path):
+    short = replace(plan, output=str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        train(short, observer=Killed(tmp_path))
+    assert "equal to the last bit in all 3 that both" in compare.main(CompareSettings(runs=(str(run), str(tmp_path))))
+    assert replay.main(ReplaySettings(run=str(tmp_path), step=2)).count("equal to the logged one") == 2
+
+
+def test_a_step_is_recomputed_with_the_settings_it_was_trained_with(plan, tmp_path):
+    first = replace(plan, recipe=replace(plan.recipe, decay_tokens=640), keep_checkpoints=9, output=str(tmp_path))
+    write_run(replace(first, num_steps=6))
+    write_run(replace(first, num_steps=11, num_threads=2))
+    for step, num_threads in ((3, 1), (6, 1), (11, 2)):
+        replay.main(ReplaySettings(run=str(tmp_path), step=step))
+        assert torch.get_num_threads() == num_threads
+
+
+def test_an_imported_model_is_no_run(run, tmp_path):
+    checkpoint.write(tmp_path, Description(0, 0, ModelShape(1, 2, 16, 8, 256)), {}, {})
+    (tmp_path / history.JOURNAL).touch()
+    for call in (lambda: history.compare(str(run), str(tmp_path)), lambda: recompute_step.replay(str(tmp_path), 1)):
+        with pytest.raises(CheckpointError, match=r"found an imported model; .*`herd finetune --checkpoint`"):
+            call()
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path, run):

@@ -1,8 +1,10 @@
 """Promises of gpt_core.training.loop: the same bits on any ranks, whatever is stopped, killed and resumed."""
 
 import os
+import time
 import warnings
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -190,6 +192,36 @@ def test_an_output_folder_of_another_run_is_refused_naming_the_difference(plan, 
         train(replace(plan, **change))
 
 
+def test_a_run_killed_before_its_first_checkpoint_keeps_its_folder_from_another(plan):
+    with pytest.raises(KeyboardInterrupt):
+        train(plan, observer=Recorder(die_after=3))
+    assert checkpoint.list_paths(plan.output) == []
+    with pytest.raises(CheckpointError, match=r"a run begun with train.seed 5; expected the 99 of this run"):
+        train(replace(plan, seed=99))
+    assert train(plan).resumed_from == 0
+
+
+def test_settings_that_fail_before_anything_is_logged_can_be_changed(plan, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "take_step", Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            train(plan)
+    train(replace(plan, micro_batch_sequences=1))
+
+
+def test_a_run_that_is_lengthened_at_the_rate_its_schedule_ends_with_keeps_the_bits_it_had(plan, tmp_path):
+    free = replace(plan, recipe=replace(plan.recipe, decay_tokens=None), num_steps=4)
+    first, second = Recorder(), Recorder()
+    train(free, observer=first)
+    longer = replace(free, recipe=plan.recipe, num_steps=NUM_STEPS)
+    with pytest.raises(CheckpointError, match=r"recipe\.decay_tokens to 256"):
+        train(longer)
+    longer = replace(longer, recipe=replace(plan.recipe, decay_tokens=4 * 64))
+    assert train(longer, observer=second).resumed_from == 4
+    calm = train_and_tell(Ranks(), replace(longer, output=str(tmp_path / "calm")))
+    assert logged(first) | logged(second) == calm[0]
+
+
 def test_a_resume_where_auto_means_another_precision_is_refused(plan, monkeypatch):
     train(replace(plan, num_steps=1))
     monkeypatch.setattr("gpt_core.training.loop.choose_dtype", lambda precision, device: torch.bfloat16)
@@ -201,7 +233,7 @@ def test_another_corpus_is_refused_on_resume(plan, tmp_path):
     train(replace(plan, num_steps=1))
     tokenizer = tiny_corpus.TokenizerEntry("bytes", "ee" * 32, 1000, 999)
     other = tiny_corpus.build(tmp_path / "other", tokenizer=tokenizer)
-    with pytest.raises(CheckpointError, match="corpus_digest"):
+    with pytest.raises(CheckpointError, match=r"a run begun with corpus '[0-9a-f]{64}'"):
         train(replace(plan, corpus=str(other.folder)))
 
 
@@ -280,6 +312,34 @@ def test_a_corpus_without_a_held_out_split_warns_and_trains(plan, tmp_path):
     assert "validation_loss" not in summary.metrics
     with warnings.catch_warnings():
         train(replace(plan, corpus=str(corpus.folder), num_steps=1, evaluate_every_steps=None))
+
+
+def test_what_was_told_is_made_durable_before_the_checkpoint_behind_it_and_memory_holds_one_snapshot(plan, monkeypatch):
+    order = []
+    write, snapshot = checkpoint.write, Learner.snapshot
+
+    def slow_write(run_folder, description, *tensors):
+        time.sleep(0.05)
+        path = write(run_folder, description, *tensors)
+        order.append(f"written {description.step}")
+        return path
+
+    def watched_snapshot(learner):
+        order.append(f"snapshot {learner.step}")
+        return snapshot(learner)
+
+    class Watcher(Silence):
+        def before_checkpoint(self):
+            order.append("synced")
+
+    monkeypatch.setattr(checkpoint, "write", slow_write)
+    monkeypatch.setattr(Learner, "snapshot", watched_snapshot)
+    train(replace(plan, num_steps=2, checkpoint_every_steps=1), observer=Watcher())
+    without_syncs = [event for event in order if event != "synced"]
+    assert without_syncs == ["snapshot 1", "written 1", "snapshot 2", "written 2"]
+    assert order.index("synced") < order.index("written 1")
+    assert order.count("synced") == 2
+    assert "synced" in order[order.index("snapshot 1") : order.index("written 2")]
 
 
 def test_checkpoints_by_the_clock_change_no_bit(plan):

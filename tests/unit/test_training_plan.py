@@ -76,8 +76,27 @@ def test_other_rhythms_are_no_other_run():
 def test_more_steps_are_the_same_run_only_where_the_decay_has_a_length_of_its_own():
     fixed = replace(PLAN, recipe=Recipe(decay_tokens=4096))
     check_resume("run", fixed.identity(), replace(fixed, num_steps=99).identity())
-    with pytest.raises(CheckpointError, match=r"train.num_steps .*; expected the 99 of this run"):
-        check_resume("run", PLAN.identity(), replace(PLAN, num_steps=99).identity())
+    longer = replace(PLAN, num_steps=99)
+    with pytest.raises(CheckpointError) as caught:
+        check_resume("run", PLAN.identity(), longer.identity())
+    # 10 and 99 steps of 32 sequences of 16 tokens
+    assert str(caught.value) == (
+        "run: found a run begun with recipe.decay_tokens 5120; expected the 50688 of this run; set train.num_steps "
+        "back, where the decay ends with it, or recipe.decay_tokens to 5120, or choose another output folder"
+    )
+    check_resume("run", PLAN.identity(), replace(longer, recipe=replace(PLAN.recipe, decay_tokens=5120)).identity())
+
+
+def test_a_refusal_to_resume_names_the_setting_that_would_allow_it():
+    changed = replace(PLAN, ramp_start_sequences=8, batch_sequences=64)
+    with pytest.raises(
+        CheckpointError, match=r"begun with train.batch_sequences 32; .*set train.batch_sequences to 32"
+    ):
+        check_resume("run", PLAN.identity(), changed.identity())
+    with pytest.raises(CheckpointError, match=r"begun with corpus 'ab'; .*give the corpus of this root digest"):
+        check_resume("run", {"corpus": "ab"}, {"corpus": "cd"})
+    with pytest.raises(CheckpointError, match=r"set train\.ramp_start_sequences to null"):
+        check_resume("run", PLAN.identity(), replace(PLAN, ramp_start_sequences=8).identity())
 
 
 @pytest.mark.parametrize(
