@@ -170,6 +170,7 @@ def contents_of(
             for file, digest in zip(plans.files, file_digests(plans, facts), strict=True)
         ),
         num_documents_in=sum(row["num_documents_in"] for row in rows()),
+        num_tails=sum(row["num_tails"] for row in rows()),
         notes={"warnings": [warning for row in rows() for warning in row["warnings"]]},
     )
 

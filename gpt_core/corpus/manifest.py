@@ -62,7 +62,8 @@ class ManifestContents:
         tokenizer: The vocabulary.
         shards: Every file written, in any order; consumed once.
         files: Every source file, in the order of their plans; consumed once.
-        num_documents_in: Documents met in the input, readable or not.
+        num_documents_in: Documents met in the input, readable or not, counted before anyone judged them.
+        num_tails: Held-out ends of documents, each a row of its own besides its document's.
         notes: What people should know but digests must not: backends that fell back, timings.
     """
 
@@ -73,6 +74,7 @@ class ManifestContents:
     shards: Iterable[ShardEntry]
     files: Iterable[FileEntry]
     num_documents_in: int
+    num_tails: int = 0
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -246,7 +248,7 @@ def _lines(*parts: Iterable[list[Any]]) -> Iterator[bytes]:
 def _header(folder: str, contents: ManifestContents, shards: pa.Table) -> dict[str, Any]:
     splits = _split_totals(shards)
     rejected = splits.pop(REJECTS, SplitTotals(0, 0, 0, 0)).num_documents
-    kept = sum(totals.num_documents for totals in splits.values())
+    kept = sum(totals.num_documents for totals in splits.values()) - contents.num_tails
     if contents.num_documents_in != kept + rejected:
         found = f"{contents.num_documents_in} documents in, {kept} kept, {rejected} rejected"
         raise RunFailedError(folder, found, "in = kept + rejected", "nothing was committed; report this as a bug")
@@ -259,7 +261,12 @@ def _header(folder: str, contents: ManifestContents, shards: pa.Table) -> dict[s
         "settings": settings,
         "weights": dict(contents.weights),
         "tokenizer": asdict(contents.tokenizer),
-        "documents": {"in": contents.num_documents_in, "kept": kept, "rejected": rejected},
+        "documents": {
+            "in": contents.num_documents_in,
+            "kept": kept,
+            "rejected": rejected,
+            "tails": contents.num_tails,
+        },
         "splits": {name: asdict(totals) for name, totals in splits.items()},
         "notes": dict(contents.notes),
     }

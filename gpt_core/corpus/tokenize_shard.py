@@ -79,9 +79,9 @@ class ShardTokenizer:
         """Write the plan's shards and rejects, each atomically, and return one row about them.
 
         The row is JSON: index, source, backend, warnings, num_input_bytes (as stored), num_text_bytes,
-        num_documents_in = num_documents_kept + num_rejected, num_tokens, a list of files, each with split
-        ("train", "validation" or "rejects"), path in the corpus and stats, and a list of what ``PieceFacts`` says of
-        each piece.
+        num_documents_in as the reader met them, num_documents_kept, num_rejected, num_tails (held-out ends that are
+        rows besides the kept documents), num_tokens, a list of files, each with split ("train", "validation" or
+        "rejects"), path in the corpus and stats, and a list of digest and lines of each piece (``PieceFacts``).
 
         Raises:
             CorpusError: An input file has gone or changed.
@@ -160,6 +160,7 @@ class _ShardOutput:
         self._rejects = RejectWriter(storage.join(self._paths["rejects"]), in_mid_file=in_mid_file)
         self._stack = ExitStack()
         self._num_text_bytes = 0
+        self._num_tails = 0
         self.facts: list[PieceFacts] = []
 
     def append(self, batch: DocumentBatch, tokens: Ids, offsets: np.ndarray) -> None:
@@ -174,7 +175,8 @@ class _ShardOutput:
         self._append_to("validation", batch, tokens, offsets, held_out)
 
     def append_held_out(self, batch: DocumentBatch, tokens: Ids, offsets: np.ndarray) -> None:
-        """Write a batch's documents to the validation split."""
+        """Write the ends of documents to the validation split."""
+        self._num_tails += len(batch.texts)
         if batch.texts:
             tokens, offsets = with_end_of_text(tokens, offsets, self._tokenizer.end_of_text)
             self._append_to("validation", batch, tokens, offsets, np.ones(len(batch.texts), bool))
@@ -188,7 +190,7 @@ class _ShardOutput:
             for split, found in stats.items()
             if found.num_documents
         ]
-        kept = stats["train"].num_documents + stats["validation"].num_documents
+        num_rows = stats["train"].num_documents + stats["validation"].num_documents
         return {
             "index": self._plan.index,
             "source": self._plan.source,
@@ -196,9 +198,10 @@ class _ShardOutput:
             "warnings": [],
             "num_input_bytes": self._plan.num_bytes,
             "num_text_bytes": self._num_text_bytes,
-            "num_documents_in": kept + stats["rejects"].num_documents,
-            "num_documents_kept": kept,
+            "num_documents_in": sum(fact.num_records for fact in self.facts),
+            "num_documents_kept": num_rows - self._num_tails,
             "num_rejected": stats["rejects"].num_documents,
+            "num_tails": self._num_tails,
             "num_tokens": sum(found.num_tokens for found in stats.values()),
             "files": files,
             "pieces": [[fact.digest, fact.num_lines] for fact in self.facts],

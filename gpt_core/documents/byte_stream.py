@@ -20,12 +20,15 @@ Seen = Callable[[int, bytes], None]
 """Told of stored bytes as they are read: their position and they."""
 
 
+_NOT_THERE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
 class RawFile(io.RawIOBase):
     """A source file's stored bytes; what goes wrong below it is an error of the run, not of the input.
 
     Raises:
-        CorpusError: The file is not there, or not of the size it was planned with.
-        RunFailedError: Reading failed.
+        CorpusError: The file is not there, may not be read, or is not of the size it was planned with.
+        RunFailedError: Opening or reading it failed.
     """
 
     def __init__(self, file: SourceFile, seen: Seen | None = None) -> None:
@@ -37,11 +40,13 @@ class RawFile(io.RawIOBase):
             self._file = storage.open_read(file.path)
             num_bytes = self._file.seek(0, io.SEEK_END)
             self._file.seek(0)
-        except OSError as error:
+        except _NOT_THERE as error:
             reason = error.strerror or str(error)
             raise CorpusError(
                 file.path, reason, "the file that was planned", "restore it, or make it readable, and run again"
             ) from error
+        except OSError as error:
+            raise _unreachable(file.path, error) from error
         if num_bytes != file.num_bytes:
             self._file.close()
             found = f"{num_bytes} bytes"
@@ -69,8 +74,7 @@ class RawFile(io.RawIOBase):
             position = self._file.tell()
             data = self._file.read(size)
         except OSError as error:
-            where = f"{self.path}, byte {self.tell()}"
-            raise RunFailedError(where, str(error), "readable bytes", "check the disk or network, run again") from error
+            raise _unreachable(f"{self.path}, byte {self.tell()}", error) from error
         if self._seen is not None:
             self._seen(position, data)
         return data
@@ -80,6 +84,10 @@ class RawFile(io.RawIOBase):
         if not self.closed:
             self._file.close()
         super().close()
+
+
+def _unreachable(where: str, error: OSError) -> RunFailedError:
+    return RunFailedError(where, str(error), "readable bytes", "check the disk or network, run again")
 
 
 class ByteStream:

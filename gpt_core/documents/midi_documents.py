@@ -15,6 +15,7 @@ def read_midi_file(piece: Piece, reading: ReadingOptions, witness: PieceWitness)
     """Yield one batch: the file as its document, or as a reject."""
     file, limit = piece.file, reading.max_document_bytes
     batch = DocumentBatch()
+    witness.num_records += 1
     with ByteStream(file, seen=witness.saw) as stream:
         data = stream.read(limit + 1)
         if not stream.damage and len(data) <= limit:

@@ -1,7 +1,8 @@
-"""What a worker can say of a piece of input it has read: a digest of its stored bytes, and the lines that start in it.
+"""What a worker can say of a piece of input it has read: a digest of its stored bytes, its records, and its lines.
 
 An edit that keeps a file's size is found by the digest (``documents.input_changes``); the lines let rejects of a file
-that was cut by bytes be numbered from its beginning (``gpt_core.corpus.reject_lines``).
+that was cut by bytes be numbered from its beginning (``gpt_core.corpus.reject_lines``). Records are counted where they
+are met, before anyone judges them: the manifest holds the documents kept and rejected against them.
 """
 
 from dataclasses import dataclass
@@ -16,10 +17,14 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class PieceFacts:
-    """xxh3_64 of a piece's stored bytes, None where it was not taken; and its lines, None where none were counted."""
+    """xxh3_64 of a piece's stored bytes, None where it was not taken; its lines, None where none were counted; records.
+
+    A record is what must become a document or a reject, and a place from which nothing more could be read.
+    """
 
     digest: int | None
     num_lines: int | None
+    num_records: int
 
 
 class PieceWitness:
@@ -35,6 +40,7 @@ class PieceWitness:
         self._end = piece.file.num_bytes if piece.end is None else piece.end
         self._digest = xxhash.xxh3_64()
         self.num_lines: int | None = None
+        self.num_records = 0
 
     def saw(self, position: int, data: bytes) -> None:
         """Take note of stored bytes that the reader met at a position; what was met before is left out."""
@@ -51,9 +57,9 @@ class PieceWitness:
         A table at a URL gets no digest: its reader fetches the columns it needs, and not the others for a digest.
         """
         if self._piece.file.format in {"parquet", "arrow"} and is_url(self._piece.file.path):
-            return PieceFacts(None, None)
+            return PieceFacts(None, None, self.num_records)
         self._read_up_to(self._end)
-        return PieceFacts(self._digest.intdigest(), self.num_lines)
+        return PieceFacts(self._digest.intdigest(), self.num_lines, self.num_records)
 
     def _read_up_to(self, position: int) -> None:
         position = min(position, self._end)

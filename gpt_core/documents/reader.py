@@ -62,9 +62,9 @@ def _read_piece(piece: Piece, reading: ReadingOptions, witness: PieceWitness) ->
         case "jsonl":
             return read_json_lines(piece, reading, witness)
         case "parquet":
-            return read_parquet(piece, reading)
+            return read_parquet(piece, reading, witness)
         case "arrow":
-            return read_arrow(piece, reading)
+            return read_arrow(piece, reading, witness)
         case "midi":
             return read_midi_file(piece, reading, witness)
         case "text" if piece.file.separator:

@@ -1,5 +1,6 @@
 """Documents of text and JSON-lines files, plain or compressed, whole or a range of bytes."""
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ def read_whole_text(piece: Piece, reading: ReadingOptions, witness: PieceWitness
     """Yield one batch: the file as its document, or as a reject."""
     file, limit = piece.file, reading.max_document_bytes
     batch = DocumentBatch()
+    witness.num_records += 1
     if file.compression is None and file.num_bytes > limit:
         batch.reject(file.name, None, 0, too_long(file.num_bytes, limit))
         yield batch
@@ -32,7 +34,8 @@ def read_whole_text(piece: Piece, reading: ReadingOptions, witness: PieceWitness
         elif len(data) > limit:
             batch.reject(file.name, None, 0, too_long(None, limit))
         else:
-            _add_text(batch, file, data, 0)
+            text = data.removeprefix(BOM_UTF8)
+            _add_text(batch, file, text, len(data) - len(text))
     yield batch
 
 
@@ -41,17 +44,24 @@ def read_separated_texts(piece: Piece, reading: ReadingOptions, witness: PieceWi
     assert piece.file.separator
     separator = piece.file.separator.encode("utf-8")
     for part in _parts(piece, separator, reading, witness):
-        yield _one_reject(part) if isinstance(part, Reject) else _decode_texts(part, piece.file, separator, reading)
+        if isinstance(part, Reject):
+            witness.num_records += 1
+            yield _one_reject(part)
+        else:
+            witness.num_records += sum(map(bool, part.records))
+            yield _decode_texts(part, piece.file, separator, reading)
 
 
 def read_json_lines(piece: Piece, reading: ReadingOptions, witness: PieceWitness) -> Iterator[DocumentBatch]:
     """Yield the texts of a file's JSON lines, those lines that start in the piece; lines count from its first."""
-    line = 1
+    line, limit = 1, reading.max_document_bytes
     for part in _parts(piece, _NEWLINE, reading, witness):
         if isinstance(part, Reject):
+            witness.num_records += 1
             yield _one_reject(replace(part, line=line))
         else:
-            yield _parse_lines(part, piece.file, line, reading.max_document_bytes)
+            witness.num_records += sum(1 for record in part.records if record.strip() or len(record) > limit)
+            yield _parse_lines(part, piece.file, line, limit)
         line += len(part.records) if isinstance(part, Block) else 1
     witness.num_lines = line - 1
 
@@ -76,7 +86,7 @@ def _parts(piece: Piece, delimiter: bytes, reading: ReadingOptions, witness: Pie
                 yield Reject(file.name, None, part.start, too_long(part.num_bytes, limit))
             else:
                 start = part.end
-                yield _starting_before(piece.end, part, delimiter)
+                yield _without_mark(_starting_before(piece.end, part, delimiter))
         if stream.damage:
             yield Reject(file.name, None, start, stream.damage)
 
@@ -91,6 +101,13 @@ def _starting_before(end: int | None, block: Block, delimiter: bytes) -> Block:
             return Block(block.start, start, block.records[:index])
         start += len(record) + len(delimiter)
     return block
+
+
+def _without_mark(block: Block) -> Block:
+    """Return the block without the mark that some editors begin a UTF-8 file with."""
+    if block.start > 0 or not block.records or not block.records[0].startswith(BOM_UTF8):
+        return block
+    return Block(len(BOM_UTF8), block.end, [block.records[0].removeprefix(BOM_UTF8), *block.records[1:]])
 
 
 def _one_reject(reject: Reject) -> DocumentBatch:

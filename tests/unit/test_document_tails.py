@@ -50,5 +50,6 @@ def test_a_tokenized_file_ends_in_the_validation_split(tmp_path):
     row = ShardTokenizer(options)(plans[0])
     kept = {file["split"]: file["stats"]["num_tokens"] for file in row["files"]}
     assert kept == {"train": 901, "validation": 101}  # with an end-of-text token each
+    assert [row[f"num_{name}"] for name in ("documents_in", "documents_kept", "rejected", "tails")] == [1, 1, 0, 1]
     reader = ShardReader(tmp_path / "corpus" / "validation" / "00000000.arrow")
     assert bytes(reader.tokens(0, 100).astype("uint8")).decode() == text[900:]

@@ -1,5 +1,6 @@
 """Promises of the readers: every record becomes a document or a reject, wherever the files are cut."""
 
+import errno
 import gzip
 import json
 import random
@@ -14,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_core.documents import records
+from gpt_core.documents.piece_witness import PieceFacts
 from gpt_core.documents.reader import Document, ReadingOptions, Reject, read_batches, read_documents
 from gpt_core.documents.shard_plan import Piece, ShardPlan
 from gpt_core.documents.source_files import SourceFile, SourceSpec, list_files
-from gpt_core.errors import CorpusError
+from gpt_core.errors import CorpusError, RunFailedError
+from gpt_core.storage import Storage
 
 TEXTS = ["one", "zwei ünd", "trois\nlignes", "四" * 40, "🧿", " "]
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor(write_checksum=True).compress}
@@ -326,3 +329,56 @@ def test_a_file_knows_whether_it_can_be_cut() -> None:
     assert not SourceFile("s", "/", "a.jsonl.gz", 1, "jsonl", "gzip").divisible
     assert not SourceFile("s", "/", "a.txt", 1, "text").divisible
     assert SourceFile("s", "/", "a.txt", 1, "text", separator="\n\n").divisible
+
+
+MARK = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.jsonl{suffix}"
+    content = MARK + json_lines(["first", "second"])
+    path.write_bytes(COMPRESS[suffix](content))
+    documents, rejects = read(planned(path, () if suffix else (1, 2)))
+
+    assert [document.text for document in documents] == ["first", "second"]
+    assert [content[document.start : document.end] for document in documents] == content[3:].splitlines()
+    assert rejects == []
+
+
+@pytest.mark.parametrize("separator", [None, "<>"])
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path, separator: str | None) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(MARK + b"text")
+
+    assert read(planned(path, separator=separator)) == ([Document("text", "a.txt", 3, 7)], [])
+
+
+def test_a_store_that_fails_to_open_a_file_is_no_fault_of_the_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(json_lines(["a"]))
+    plan = planned(path)
+
+    def fail(_self: Storage, _path: str) -> None:
+        raise OSError(errno.EIO, "Timeout was reached")
+
+    monkeypatch.setattr(Storage, "open_read", fail)
+    with pytest.raises(RunFailedError, match=r"a\.jsonl: found .*Timeout was reached"):
+        read(plan)
+
+
+def test_records_are_counted_as_they_are_met(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n\nbroken\n \t\n' + b'"' + b"x" * 3000 + b'"\n{"text": "b"}')
+    (tmp_path / "b.txt").write_bytes(b"<>one<><>two<>\xff")
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(json_lines(["x", "y"]))[:-3])
+    write_table(tmp_path / "d.parquet", "parquet", pa.table({"text": ["a", None, "b"]}))
+    write_table(tmp_path / "e.arrow", "arrow", pa.table({"body": ["a"] * 20}))
+    files = list_files(SourceSpec("s", (str(tmp_path),), separator="<>"))
+    facts: list[PieceFacts] = []
+    plan = ShardPlan(0, "s", tuple(Piece(file) for file in files))
+    batches = list(read_batches(plan, ReadingOptions(max_document_bytes=2000), facts))
+
+    assert [fact.num_records for fact in facts] == [4, 3, 3, 3, 20]
+    assert sum(len(batch.texts) + len(batch.rejects) for batch in batches) == 33

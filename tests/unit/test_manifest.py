@@ -109,6 +109,11 @@ def test_documents_in_must_be_kept_plus_rejected(tmp_path: Path) -> None:
     assert not (tmp_path / "manifest.json").exists()
 
 
+def test_held_out_ends_are_rows_but_no_documents_of_their_own(tmp_path: Path) -> None:
+    header = tiny_corpus.build(tmp_path, num_documents_in=262, num_tails=10).manifest.header
+    assert header["documents"] == {"in": 262, "kept": 260, "rejected": 2, "tails": 10}
+
+
 def test_the_manifest_is_the_last_thing_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
     write = Storage.write_atomically

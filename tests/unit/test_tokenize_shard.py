@@ -5,7 +5,7 @@ import errno
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import pytest
 from gpt_core.corpus import tokenize_shard
 from gpt_core.corpus.shards import ShardReader, ShardWriter
 from gpt_core.corpus.tokenize_shard import ShardTokenizer, TokenizeOptions, held_out_documents
+from gpt_core.documents.document_batch import DocumentBatch
+from gpt_core.documents.reader import read_batches
 from gpt_core.documents.shard_plan import ShardPlan, plan_shards
 from gpt_core.documents.source_files import SourceSpec, list_files
 from gpt_core.errors import ResourceError, SettingsError
@@ -165,6 +167,20 @@ def test_a_plan_of_rejects_only_writes_no_shard(tmp_path: Path) -> None:
     assert list(files_of(tmp_path / "out")) == ["rejects/00000000.jsonl"]
     assert (row["num_documents_in"], row["num_rejected"], row["num_tokens"]) == (2, 2, 0)
     assert [file["split"] for file in row["files"]] == ["rejects"]
+
+
+def test_documents_that_are_lost_on_the_way_are_missed_in_the_count(
+    tmp_path: Path, plan: ShardPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losing(*arguments: Any) -> Iterator[DocumentBatch]:
+        for batch in read_batches(*arguments):
+            yield batch.select(list(range(0, len(batch.texts), 2)))
+
+    monkeypatch.setattr(tokenize_shard, "read_batches", losing)
+    row = ShardTokenizer(options(tmp_path / "out"))(plan)
+
+    counts = (row["num_documents_in"], row["num_documents_kept"], row["num_rejected"])
+    assert counts == (203, 101, 0)
 
 
 def test_shards_do_not_depend_on_where_the_input_lies(tmp_path: Path, plan: ShardPlan) -> None:
