@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from gpt_core.model.presets import PRESETS, ModelShape
 from gpt_core.settings.base import Count, CountOrRange, Index, JobSettings, ModelName, Place, Positive, Settings, Share
+from gpt_core.training.schedule import powers_near
 
 PresetName = Literal[
     "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl",
@@ -153,18 +154,20 @@ class TrainSettings(Settings):
                 f"batch_sequences / micro_batch_sequences is {micro_batches}; exact reduction needs a power of two"
             )
         fewest, most = self.fewest_workers, self.most_workers
-        if any(self._works_with(count, micro_batches) for count in range(fewest, most + 1)):
+        ramp = self.ramp_start_sequences if self.ramp_tokens else None
+        shared = min(micro_batches, (ramp or self.batch_sequences) // self.micro_batch_sequences)  # by the first step
+        if any(self._works_with(count, shared) for count in range(fewest, most + 1)):
             return self
         if fewest > most:
             raise ValueError(f"num_workers {[fewest, most]} has its largest number first; expected [MIN, MAX]")
+        nearest = " or ".join(map(str, powers_near(most, 1, shared)))
         if self.reduction == "exact" and (fewest < most or most & (most - 1)):
-            below = 1 << (most.bit_length() - 1)
             raise ValueError(
-                f"num_workers {self._workers_in_words} is no power of two, which exact reduction needs; "
-                f"take {below} or {2 * below}, or reduction fast"
+                f"num_workers {self._workers_in_words} is no power of two, which exact reduction needs; take {nearest}"
             )
         raise ValueError(
-            f"num_workers {self._workers_in_words} does not divide the {micro_batches} micro-batches of a step"
+            f"num_workers {self._workers_in_words} does not divide the {shared} micro-batches of a step"
+            + (f"; take {nearest}" if self.reduction == "exact" else "")
         )
 
     def _works_with(self, num_workers: int, micro_batches: int) -> bool:

@@ -105,6 +105,12 @@ class BatchRamp:
         return count
 
 
+def powers_near(number: int, least: int, most: int) -> list[int]:
+    """Return the two powers of two from ``least`` to ``most`` that are nearest to a number by ratio, rising."""
+    powers = [1 << exponent for exponent in range(most.bit_length()) if 1 << exponent >= least]
+    return sorted(sorted(powers, key=lambda power: max(power / number, number / power))[:2])
+
+
 def is_power_of_two(number: int) -> bool:
     """Say whether a number is 1, 2, 4, 8, ..."""
     return number >= 1 and number & (number - 1) == 0

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from gpt_core.errors import CheckpointError, SettingsError
 from gpt_core.model.presets import ModelShape
 from gpt_core.training.early_stopping import is_out_of_patience
-from gpt_core.training.schedule import BatchRamp, Recipe, is_power_of_two
+from gpt_core.training.schedule import BatchRamp, Recipe, is_power_of_two, powers_near
 
 Reduction = Literal["exact", "fast"]
 Sharding = Literal["none", "optimizer", "full"]
@@ -274,19 +274,20 @@ def check_batch_plan(num_micro_batches: int, num_ranks: int, reduction: Reductio
         raise SettingsError(
             "train.batch_sequences",
             f"{num_micro_batches} micro-batches a step",
-            *_powers_near(num_micro_batches),
+            "a power of two, which exact reduction needs",
+            f"use {_either(powers_near(num_micro_batches, num_ranks, 2 * max(num_micro_batches, num_ranks)))}"
+            + ("" if num_micro_batches % num_ranks else ", or reduction fast"),
         )
-    if reduction == "exact" and not is_power_of_two(num_ranks):
-        raise SettingsError("train.num_workers", f"{num_ranks} workers", *_powers_near(num_ranks))
     if num_micro_batches % num_ranks:
+        is_exact = reduction == "exact"
+        fewer = _either(powers_near(num_ranks, 1, num_micro_batches)) if is_exact else "fewer workers"
         raise SettingsError(
             "train.num_workers",
             f"{num_ranks} workers for {num_micro_batches} micro-batches a step",
-            f"a divisor of {num_micro_batches}",
-            "use fewer workers or a larger batch",
+            "a power of two that divides them, as exact reduction needs" if is_exact else "a divisor of them",
+            f"use {fewer}, or a larger batch",
         )
 
 
-def _powers_near(number: int) -> tuple[str, str]:
-    below = 1 << (number.bit_length() - 1)
-    return "a power of two, which exact reduction needs", f"use {below} or {2 * below}, or reduction fast"
+def _either(numbers: list[int]) -> str:
+    return " or ".join(map(str, numbers))

@@ -38,6 +38,23 @@ def test_workers_that_never_work_are_refused(given, message):
         TrainSettings(num_workers=given)
 
 
+@pytest.mark.parametrize(
+    ("given", "batch", "message"),
+    [
+        (6, {"batch_sequences": 4}, "num_workers 6 is no power of two, .*; take 2 or 4"),
+        (8, {"batch_sequences": 4}, "num_workers 8 does not divide the 4 micro-batches of a step; take 2 or 4"),
+        ([4, 8], {"batch_sequences": 2}, "num_workers 4 to 8 is no power of two, .*; take 1 or 2"),
+        (4, {"batch_sequences": 8, "ramp_start_sequences": 2, "ramp_tokens": 99}, "divide the 2 micro-.*take 1 or 2"),
+    ],
+)
+def test_a_refusal_offers_only_numbers_of_workers_that_work(given, batch, message):
+    with pytest.raises(ValidationError, match=message) as caught:
+        TrainSettings(num_workers=given, micro_batch_sequences=1, **batch)
+    offered = str(caught.value).partition("take ")[2].split("[")[0].split(" or ")
+    for number in map(int, offered):
+        TrainSettings(num_workers=number, micro_batch_sequences=1, **batch)
+
+
 def test_nodes_too_busy_to_answer_in_three_seconds_are_asked_for_longer(monkeypatch):
     asked = []
 

@@ -1,6 +1,7 @@
 """Promises of gpt_core.training.training_plan."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -102,14 +103,29 @@ def test_a_refusal_to_resume_names_the_setting_that_would_allow_it():
 @pytest.mark.parametrize(
     ("num_micro_batches", "num_ranks", "message"),
     [
-        (8, 3, "3 workers; expected a power of two.*use 2 or 4, or reduction fast"),
-        (6, 2, "6 micro-batches a step; expected a power of two.*use 4 or 8"),
-        (4, 8, "8 workers for 4 micro-batches"),
+        (8, 3, "3 workers for 8 micro-batches a step; expected a power of two.*use 2 or 4, or a larger batch$"),
+        (4, 6, "6 workers for 4 micro-batches a step; expected a power of two.*use 2 or 4, or a larger batch$"),
+        (1, 3, "3 workers for 1 micro-batches a step; expected a power of two.*use 1, or a larger batch$"),
+        (6, 2, "6 micro-batches a step; expected a power of two.*use 4 or 8, or reduction fast$"),
+        (6, 4, "6 micro-batches a step; expected a power of two.*use 4 or 8$"),
+        (4, 8, "8 workers for 4 micro-batches a step; .*use 2 or 4, or a larger batch$"),
     ],
 )
 def test_ranks_that_cannot_share_the_tree_are_refused_with_what_works(num_micro_batches, num_ranks, message):
     with pytest.raises(SettingsError, match=message):
         check_batch_plan(num_micro_batches, num_ranks, "exact")
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("num_ranks", range(1, 40))
+def test_every_number_of_workers_that_a_refusal_offers_is_taken(num_micro_batches, num_ranks):
+    try:
+        check_batch_plan(num_micro_batches, num_ranks, "exact")
+    except SettingsError as error:
+        offered = [int(word) for word in re.findall(r"\d+", error.remedy)]
+        assert offered
+        for number in offered:
+            check_batch_plan(num_micro_batches, number, "exact")
 
 
 def test_fast_reduction_takes_any_divisor():
