@@ -4,7 +4,6 @@ Made by the server, the offline job and tests; read by the engine. Invariant: a 
 that exists is valid, so the engine never meets a setting out of range.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
@@ -14,6 +13,11 @@ from gpt_core.errors import UserError
 FinishReason = Literal["stop", "length", "error"]
 MAX_SAMPLES = 1024
 MAX_ALTERNATIVES = 1024
+# Draws scale float32 logits: outside these limits differences of logits overflow, or become 0/0.
+MIN_TEMPERATURE = 1e-30
+MAX_TEMPERATURE = 1e30
+MIN_REPETITION_PENALTY = 1e-3
+MAX_REPETITION_PENALTY = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,7 @@ class Sampling:
     max_tokens: int = 64
     """Most tokens drawn for a sample; 0 only with echo. Clipped to what fits in the context."""
     temperature: float = 1.0
-    """Divides the logits; 0 takes the most probable token."""
+    """Divides the logits; 0 takes the most probable token, else MIN_TEMPERATURE to MAX_TEMPERATURE."""
     top_k: int | None = None
     """Keep this many most probable tokens; 1 is greedy."""
     top_p: float | None = None
@@ -53,7 +57,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         _require_whole("max_tokens", self.max_tokens, 0)
-        _require_number("temperature", self.temperature, 0.0, math.inf)
+        _require_number("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
+        if 0.0 < self.temperature < MIN_TEMPERATURE:
+            raise _bad("temperature", self.temperature, f"0, or a number of {MIN_TEMPERATURE:g} or more")
         _require_whole("n", self.n, 1, MAX_SAMPLES)
         _require_whole("seed", self.seed, -(2**63), 2**63 - 1)
         self._check_filters()
@@ -69,9 +75,14 @@ class Sampling:
             _require_whole("top_k", self.top_k, 1)
         if self.logprobs is not None:
             _require_whole("logprobs", self.logprobs, 0, MAX_ALTERNATIVES)
-        for name, limit in (("top_p", 1.0), ("min_p", 1.0), ("repetition_penalty", 100.0)):
-            if getattr(self, name) is not None:
-                _require_number(name, getattr(self, name), 0.0, limit, lowest_allowed=name == "min_p")
+        if self.top_p is not None:
+            _require_number("top_p", self.top_p, 0.0, 1.0, lowest_allowed=False)
+        if self.min_p is not None:
+            _require_number("min_p", self.min_p, 0.0, 1.0)
+        if self.repetition_penalty is not None:
+            _require_number(
+                "repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY
+            )
 
     def _check_stops(self) -> None:
         if not isinstance(self.stop, tuple) or not all(isinstance(s, str) and s for s in self.stop):
@@ -175,9 +186,8 @@ def _require_whole(name: str, value: object, lowest: int, highest: int | None = 
 
 def _require_number(name: str, value: object, lowest: float, highest: float, *, lowest_allowed: bool = True) -> None:
     limit = f"a finite number {'of' if lowest_allowed else 'over'} {lowest:g}"
-    limit += " or more" if lowest_allowed else ""
-    limit += "" if math.isinf(highest) else f", at most {highest:g}"
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    limit += f"{' or more' if lowest_allowed else ''}, at most {highest:g}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise _bad(name, value, limit)
     if not lowest <= value <= highest or (value == lowest and not lowest_allowed):
         raise _bad(name, value, limit)

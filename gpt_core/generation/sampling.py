@@ -55,7 +55,7 @@ def plan_draws(request: GenerationRequest, sample: int) -> DrawPlan:
         kind=_kind(sampling),
         key=draw_key(sampling.seed, request.id if request.key is None else request.key, sample),
         temperature=sampling.temperature,
-        top_k=sampling.top_k or MAX_VOCABULARY,
+        top_k=min(sampling.top_k or MAX_VOCABULARY, MAX_VOCABULARY),
         top_p=1.0 if sampling.top_p is None else sampling.top_p,
         min_p=sampling.min_p or 0.0,
         repetition_penalty=sampling.repetition_penalty,

@@ -28,8 +28,8 @@ def plan(sample=0, seed=0, request="r", **sampling):
 
 samplings = st.fixed_dictionaries(
     {
-        "temperature": st.sampled_from([0.0, 0.3, 1.0, 2.5]),
-        "top_k": st.sampled_from([None, 1, 2, 40, 128, 129, 600, 5000]),
+        "temperature": st.sampled_from([0.0, 1e-30, 0.3, 1.0, 2.5, 1e30]),
+        "top_k": st.sampled_from([None, 1, 2, 40, 128, 129, 600, 5000, 2**63]),
         "top_p": st.sampled_from([None, 0.01, 0.5, 0.9, 0.999, 1.0]),
         "min_p": st.sampled_from([None, 0.0, 0.05, 1.0]),
     }
