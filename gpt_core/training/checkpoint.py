@@ -1,4 +1,4 @@
-"""Checkpoints: a folder each, written aside and renamed, proved by digests, without pickle.
+"""Checkpoints: a folder each, on a disk or in a store, proved by digests, without pickle.
 
     RUN/checkpoints/step-00000100/weights.safetensors     fp32, under the model's parameter names
                                   optimizer.safetensors   first_moment/NAME and second_moment/NAME
@@ -14,7 +14,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,17 +27,15 @@ from torch import Tensor
 
 from gpt_core.errors import CheckpointError
 from gpt_core.model.presets import ModelShape
-from gpt_core.storage import Storage
+from gpt_core.storage import Location, Storage, Url, location
 from gpt_core.tokens.vocabulary import VOCABULARY
+from gpt_core.training import checkpoint_folder as folders
+from gpt_core.training.checkpoint_folder import DESCRIPTION, put_file
 
 FORMAT = "gpt-herd checkpoint 1"
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
-DESCRIPTION = "checkpoint.json"
-_PREFIX = "step-"
-_ASIDE = "aside-"
-_DAMAGED = "damaged-"
 _REMEDY = "restore it from a copy, or delete the folder so that the one before it is used"
 _SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
@@ -70,7 +67,7 @@ class Description:
 class Checkpoint:
     """A whole checkpoint: its folder, its description, its fp32 weights by name."""
 
-    path: Path
+    path: Location
     description: Description
     weights: dict[str, Tensor]
 
@@ -99,43 +96,42 @@ class Checkpoint:
 
 
 def write(
-    run_folder: Path | str,
+    run_folder: Location | str,
     description: Description,
     weights: Mapping[str, Tensor],
     optimizer_state: Mapping[str, Tensor],
-) -> Path:
+) -> Location:
     """Write a checkpoint atomically and return its folder; an older one of the same step is replaced.
 
-    The files are written and synced in a folder beside, which is then renamed; whatever happens
-    before that leaves nothing that could be taken for a checkpoint.
+    Whatever happens on the way leaves nothing that could be taken for a checkpoint.
 
     Raises:
-        CheckpointError: The disk is full or the folder cannot be written; nothing is left behind.
+        CheckpointError: The disk is full, or the folder or store cannot be written; no checkpoint is left behind.
     """
     target = path_of(run_folder, description.step)
-    aside = target.with_name(f"{_ASIDE}{target.name}")
+    files = {WEIGHTS: weights, OPTIMIZER: optimizer_state}
     try:
-        _write_folder(aside, description, {WEIGHTS: weights, OPTIMIZER: optimizer_state})
-        _replace_folder(aside, target)
+        folders.write_folder(target, lambda folder: _put_files(folder, description, files))
     except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(
             str(target),
             f"{error.strerror or error}",
-            "a folder with room to write",
-            "free space and run it again",
+            "a place with room to write",
+            "free space, or mend what it says, and run it again",
         ) from error
     return target
 
 
-def load(path: Path | str) -> Checkpoint:
+def load(path: Location | str) -> Checkpoint:
     """Load a checkpoint folder, or the newest whole one of a run folder.
 
     Raises:
         CheckpointError: There is none, or it is damaged.
     """
-    path = Path(path)
-    if (path / DESCRIPTION).exists():
+    path = location(path)
+    with _reading(path / DESCRIPTION):
+        is_one = Storage.of(path).exists(str(path / DESCRIPTION))
+    if is_one:
         return _load_whole(path)
     newest = load_newest(path)
     if newest is None:
@@ -145,7 +141,7 @@ def load(path: Path | str) -> Checkpoint:
     return newest
 
 
-def load_newest(run_folder: Path | str, before: int | None = None) -> Checkpoint | None:
+def load_newest(run_folder: Location | str, before: int | None = None) -> Checkpoint | None:
     """Return the newest whole checkpoint of a run, None if there is none; warn of each damaged one.
 
     Args:
@@ -161,7 +157,8 @@ def load_newest(run_folder: Path | str, before: int | None = None) -> Checkpoint
             continue
         try:
             checkpoint = _load_whole(path)
-            _check_file(path, _read_json(path), OPTIMIZER)
+            with _checked_file(path, _read_json(path), OPTIMIZER):
+                pass
         except DamagedCheckpointError as error:
             warnings.warn(f"passed over a damaged checkpoint: {error}", DamagedCheckpointWarning, stacklevel=2)
         else:
@@ -169,50 +166,50 @@ def load_newest(run_folder: Path | str, before: int | None = None) -> Checkpoint
     return None
 
 
-def path_of(run_folder: Path | str, step: int) -> Path:
+def path_of(run_folder: Location | str, step: int) -> Location:
     """Return where the checkpoint of a step lies, or would lie."""
-    return Path(run_folder) / CHECKPOINTS / f"{_PREFIX}{step:08d}"
+    return location(run_folder) / CHECKPOINTS / f"{folders.PREFIX}{step:08d}"
 
 
-def list_paths(run_folder: Path | str) -> list[Path]:
+def list_paths(run_folder: Location | str) -> list[Location]:
     """Return the checkpoint folders of a run by rising step, whole or not."""
-    return sorted((Path(run_folder) / CHECKPOINTS).glob(f"{_PREFIX}*"))
+    return folders.list_folders(location(run_folder) / CHECKPOINTS)
 
 
-def set_aside_after(run_folder: Path | str, step: int) -> list[Path]:
+def set_aside_after(run_folder: Location | str, step: int) -> list[Location]:
     """Rename the checkpoints of later steps, which a resume has passed over, to damaged-step-...; return them.
 
     Left where they are they would count among the newest, and pruning would delete whole ones instead.
     """
     doomed = [path for path in list_paths(run_folder) if path.name > path_of(run_folder, step).name]
-    renamed = []
-    for path in doomed:
-        target = path.with_name(f"{_DAMAGED}{path.name}")
-        shutil.rmtree(target, ignore_errors=True)
-        renamed.append(path.rename(target))
-    return renamed
+    return [folders.set_folder_aside(path) for path in doomed]
 
 
-def read_description(path: Path | str) -> Description:
+def read_description(path: Location | str) -> Description:
     """Return the description of a checkpoint folder, its own digest checked; tensors stay unread.
 
     Raises:
         CheckpointError: Absent, damaged, or of another format.
     """
-    values = _read_json(Path(path))
+    path = location(path)
+    values = _read_json(path)
     kept: dict[str, Any] = {name: values[name] for name in Description.__dataclass_fields__}
     kept["shape"] = ModelShape(**values["shape"])
     if VOCABULARY in values["files"]:
-        kept["tokenizer"] = kept["tokenizer"] | {"name": str(Path(path).absolute() / VOCABULARY)}
+        kept["tokenizer"] = kept["tokenizer"] | {"name": str(_absolute(path) / VOCABULARY)}
     return Description(**kept)
 
 
-def weights_digest(path: Path | str) -> str:
+def _absolute(path: Location) -> Location:
+    return path if isinstance(path, Url) else path.absolute()
+
+
+def weights_digest(path: Location | str) -> str:
     """Return the SHA-256 of a checkpoint's weights file: what names a model, whoever trained it where."""
-    return _read_json(Path(path))["files"][WEIGHTS]["sha256"]
+    return _read_json(location(path))["files"][WEIGHTS]["sha256"]
 
 
-def prune(run_folder: Path | str, keep: int, best_by: str | None = "validation_loss") -> list[Path]:
+def prune(run_folder: Location | str, keep: int, best_by: str | None = "validation_loss") -> list[Location]:
     """Delete all but the newest ``keep`` checkpoints and the one with the lowest metric.
 
     Returns the folders deleted.  What an earlier crash left half-written is deleted as well.
@@ -222,65 +219,41 @@ def prune(run_folder: Path | str, keep: int, best_by: str | None = "validation_l
     spared = {*paths[-keep:], *_best(paths, best_by)}
     doomed = [path for path in paths if path not in spared]
     for path in doomed:
-        # Renamed first: a crash in the middle of the deletion must not leave half a checkpoint.
-        aside = path.rename(path.with_name(f"{_ASIDE}{path.name}"))
-        shutil.rmtree(aside)
+        folders.delete_folder(path)
     return doomed
 
 
-def delete_leftovers(run_folder: Path | str) -> None:
+def delete_leftovers(run_folder: Location | str) -> None:
     """Delete what a crash left half-written or half-deleted; only for the run's sole writer."""
-    for leftover in (Path(run_folder) / CHECKPOINTS).glob(f"{_ASIDE}*"):
-        shutil.rmtree(leftover)
+    folders.delete_leftovers(location(run_folder) / CHECKPOINTS)
 
 
-def _best(paths: list[Path], metric: str | None) -> list[Path]:
-    scores: list[tuple[float, Path]] = []
+def _best(paths: list[Location], metric: str | None) -> list[Location]:
+    scores: dict[Location, float] = {}
     for path in paths:
         try:
             score = read_description(path).metrics.get(metric or "")
         except CheckpointError:
             continue
         if score is not None:
-            scores.append((score, path))
-    return [min(scores)[1]] if scores else []
+            scores[path] = score
+    return [min(scores, key=scores.__getitem__)] if scores else []
 
 
-def _write_folder(folder: Path, description: Description, files: Mapping[str, Mapping[str, Tensor]]) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+def _put_files(folder: Location, description: Description, files: Mapping[str, Mapping[str, Tensor]]) -> None:
     digests: dict[str, dict[str, Any]] = {}
     for name, tensors in files.items():
-        with (folder / name).open("wb") as file:
-            digests[name] = write_tensors(file, tensors)
-            _sync(file)
+        digests[name] = put_file(folder / name, lambda file, tensors=tensors: write_tensors(file, tensors))
     if "/" in (vocabulary := description.tokenizer.get("name", "")):  # a file, not a published name
-        digests[VOCABULARY] = _copy_file(vocabulary, folder / VOCABULARY)
+        with Storage.of(vocabulary).open_read(vocabulary) as source:
+            data = source.read()
+        put_file(folder / VOCABULARY, lambda file: file.write(data))
+        digests[VOCABULARY] = {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         description = replace(description, tokenizer=description.tokenizer | {"name": VOCABULARY})
     values = {"format": FORMAT, **asdict(description), "files": digests}
     values["digest"] = _digest_of(values)
-    with (folder / DESCRIPTION).open("wb") as file:
-        file.write(json.dumps(values, indent=1, sort_keys=True).encode())
-        _sync(file)
-    _sync_folder(folder)
-
-
-def _copy_file(place: str, target: Path) -> dict[str, Any]:
-    """Copy a small file, local or at a URL, durably; return {num_bytes, sha256}."""
-    with Storage.of(place).open_read(place) as source, target.open("wb") as file:
-        data = source.read()
-        file.write(data)
-        _sync(file)
-    return {"num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _replace_folder(aside: Path, target: Path) -> None:
-    if target.exists():
-        # A damaged one of the same step: a folder cannot be renamed over one that is not empty.
-        shutil.rmtree(target)
-    aside.rename(target)
-    _sync_folder(target.parent)
+    text = json.dumps(values, indent=1, sort_keys=True)
+    put_file(folder / DESCRIPTION, lambda file: file.write(text.encode()))
 
 
 def write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -315,34 +288,38 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def _load_whole(path: Path) -> Checkpoint:
-    description = _read_json(path)
-    if VOCABULARY in description["files"]:
-        _check_file(path, description, VOCABULARY)
+def _load_whole(path: Location) -> Checkpoint:
+    values = _read_json(path)
+    if VOCABULARY in values["files"]:
+        with _checked_file(path, values, VOCABULARY):
+            pass
     return Checkpoint(path, read_description(path), _load_tensors(path, WEIGHTS))
 
 
-def _load_tensors(path: Path, name: str) -> dict[str, Tensor]:
-    _check_file(path, _read_json(path), name)
-    with _reading(path / name):
-        return load_file(path / name)
+def _load_tensors(path: Location, name: str) -> dict[str, Tensor]:
+    with _checked_file(path, _read_json(path), name) as file:
+        return load_file(file)
 
 
-def _check_file(path: Path, description: dict[str, Any], name: str) -> None:
-    expected = description["files"][name]
-    with _reading(path / name), (path / name).open("rb") as file:
-        num_bytes = os.fstat(file.fileno()).st_size
-        if num_bytes != expected["num_bytes"]:
-            raise DamagedCheckpointError(str(path / name), f"{num_bytes} bytes", f"{expected['num_bytes']}", _REMEDY)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != expected["sha256"]:
-        raise DamagedCheckpointError(str(path / name), f"SHA-256 {digest}", expected["sha256"], _REMEDY)
+@contextmanager
+def _checked_file(path: Location, values: dict[str, Any], name: str) -> Iterator[Path]:
+    """Yield a file of a checkpoint, or where that lies in a store a copy, once its digest is found right."""
+    file, expected = path / name, values["files"][name]
+    with _reading(file), Storage.of(file).on_disk(str(file)) as there:
+        with there.open("rb") as opened:
+            num_bytes = os.fstat(opened.fileno()).st_size
+            if num_bytes != expected["num_bytes"]:
+                raise DamagedCheckpointError(str(file), f"{num_bytes} bytes", f"{expected['num_bytes']}", _REMEDY)
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        if digest != expected["sha256"]:
+            raise DamagedCheckpointError(str(file), f"SHA-256 {digest}", expected["sha256"], _REMEDY)
+        yield there
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Location) -> dict[str, Any]:
     file = path / DESCRIPTION
-    with _reading(file):
-        data = file.read_bytes()
+    with _reading(file), Storage.of(file).open_read(str(file)) as opened:
+        data = opened.read()
     try:
         values = json.loads(data)
     except ValueError as error:
@@ -356,7 +333,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[None]:
+def _reading(file: Location) -> Iterator[None]:
     """Tell a file that is absent, or on a failing disk, from one that cannot be read now."""
     try:
         yield
@@ -372,16 +349,3 @@ def _reading(file: Path) -> Iterator[None]:
 def _digest_of(values: dict[str, Any]) -> str:
     kept = {name: value for name, value in values.items() if name != "digest"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

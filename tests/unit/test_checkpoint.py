@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from gpt_core.errors import CheckpointError
 from gpt_core.model.presets import ModelShape
-from gpt_core.training import checkpoint
+from gpt_core.training import checkpoint, checkpoint_folder
 from gpt_core.training.checkpoint import DamagedCheckpointWarning, Description
 
 SHAPE = ModelShape(1, 1, 8, 4, 16)
@@ -38,7 +38,7 @@ def write(folder, step=100, loss=4.0):
     weights = make_tensors(step)
     moments = {f"first_moment/{name}": tensor * 2 for name, tensor in weights.items()}
     description = replace(DESCRIPTION, step=step, metrics={"validation_loss": loss})
-    return checkpoint.write(folder, description, weights, moments)
+    return Path(str(checkpoint.write(folder, description, weights, moments)))
 
 
 def test_what_is_written_is_what_is_loaded(tmp_path):
@@ -62,7 +62,7 @@ def test_the_weights_digest_names_the_weights_and_nothing_else(tmp_path):
     other = checkpoint.write(tmp_path / "three", DESCRIPTION, make_tensors(1), {})
     digests = [checkpoint.weights_digest(path) for path in (one, same, other)]
     assert digests[0] == digests[1] != digests[2]
-    assert digests[0] == hashlib.sha256((one / "weights.safetensors").read_bytes()).hexdigest()
+    assert digests[0] == hashlib.sha256(Path(str(one), "weights.safetensors").read_bytes()).hexdigest()
 
 
 def test_bf16_tensors_survive(tmp_path):
@@ -163,7 +163,7 @@ def test_a_crash_before_the_rename_leaves_nothing_that_counts(tmp_path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "_replace_folder", crash)
+        patched.setattr(checkpoint_folder, "_replace_folder", crash)
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path, 100)
     assert checkpoint.load(tmp_path).step == 50
@@ -221,7 +221,7 @@ def test_another_releases_checkpoint_is_not_taken_for_damaged(tmp_path):
 def test_checkpoints_a_resume_has_passed_over_no_longer_count_as_newest(tmp_path):
     for step in (1, 2, 3):
         write(tmp_path, step)
-    truncate(checkpoint.path_of(tmp_path, 3) / "weights.safetensors")
+    truncate(Path(str(checkpoint.path_of(tmp_path, 3)), "weights.safetensors"))
     checkpoint.set_aside_after(tmp_path, 2)
     write(tmp_path, 3)
     checkpoint.set_aside_after(tmp_path, 2)
