@@ -107,9 +107,10 @@ def finished(settings: FinetuneSettings, inputs: Inputs) -> Finetuned | None:
     newest, _ = training.newest_whole(settings.output)
     if newest is None or not inputs.plan.is_over(newest.step, newest.metrics):
         return None
-    if settings.register and not is_registered(settings.output):
+    done = summary_of(inputs)
+    if settings.register and not is_registered(settings.register, done.checkpoint.name, Path(settings.output)):
         return None
-    return summary_of(inputs)
+    return done
 
 
 def perform(settings: FinetuneSettings, inputs: Inputs, cluster: Cluster, run: Run) -> Finetuned:
@@ -119,10 +120,15 @@ def perform(settings: FinetuneSettings, inputs: Inputs, cluster: Cluster, run: R
     run.log_model_input(str(inputs.plan.starting_digest))
     training.fit("finetune", settings.train, training.Inputs(inputs.plan, examples), cluster, run)
     done = summary_of(inputs)
-    training.record_checkpoints(run, settings.output, done.weights_digest)
+    record(run, settings, inputs, done)
+    return done
+
+
+def record(run: Run, settings: FinetuneSettings, inputs: Inputs, done: Finetuned) -> None:
+    """Record the run's checkpoints and how it went, and register the best one where that is asked for."""
+    training.record_checkpoints(run, inputs.plan, done.weights_digest)
     if settings.register:
         register(run, settings.register, done.checkpoint, Path(settings.output))
-    return done
 
 
 def _check_settings(settings: FinetuneSettings) -> None:

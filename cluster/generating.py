@@ -165,7 +165,7 @@ def _perform(settings: GenerateSettings, inputs: Inputs, cluster: Cluster, run: 
         ledger = run_shard_job(job, cluster)
     generated = _commit(settings, inputs, sorted(ledger.rows(), key=lambda row: row["index"]))
     ledger.remove()
-    _record(run, settings, inputs, generated)
+    record(run, settings, inputs, generated)
     return generated
 
 
@@ -198,7 +198,8 @@ def _write_rejects(storage: Storage, rejects: Iterable[dict[str, Any]]) -> None:
         storage.write_atomically(storage.join("rejects.jsonl"), lambda file: file.write(lines))
 
 
-def _record(run: Run, settings: GenerateSettings, inputs: Inputs, generated: Generated) -> None:
+def record(run: Run, settings: GenerateSettings, inputs: Inputs, generated: Generated) -> None:
+    """Record what the dataset in the output folder holds."""
     metrics = {"rows": generated.num_rows, "tokens": generated.num_tokens, "rejects": generated.num_rejects}
     run.log_metrics(metrics, step=0)
     run.log_table([{"prompt": row["prompt"], "text": row["text"]} for row in generated.samples], "samples.json")

@@ -8,12 +8,14 @@ from cluster.progress import say
 from cluster.recording.record_book import Run
 from cluster.stages import local_folder
 from cluster.tracking import TrackingOptions, download_registered_model, tracking_uri, write_prompt_model
+from gpt_core import sealed_json
 from gpt_core.settings import EvaluateJob, FinetuneJob, GenerateJob, InspectSettings, ServeJob, TrackingSettings
 from gpt_core.training import checkpoint
 
 SCHEME = "models:/"
 NEWEST = "newest"
 FOLDER = "registered"
+REGISTERED_AS = "registered.json"
 MODELS = "models"
 J = TypeVar("J", EvaluateJob, FinetuneJob, GenerateJob, InspectSettings, ServeJob)
 
@@ -26,19 +28,35 @@ def register(run: Run, register_as: str, path: Path, output: Path) -> None:
     """
     from gpt_core.exchange.registered_model import package
 
-    name, _, alias = register_as.partition("@")
+    if is_registered(register_as, path.name, output):
+        return
+    name, alias = _name_and_alias(register_as)
     folder = output / FOLDER
     aside = folder.with_name(f"{FOLDER}.aside")
     shutil.rmtree(aside, ignore_errors=True)
     write_prompt_model(package(checkpoint.load(path), aside / "model"), folder)
     shutil.rmtree(aside, ignore_errors=True)
-    run.register_model(folder, name, alias or NEWEST, checkpoint=path.name)
-    say(f"pretrain: registering {path.name} as models:/{name}@{alias or NEWEST}")
+    run.register_model(folder, name, alias, checkpoint=path.name)
+    # After the record: a kill in between registers once more, which the store takes for the same version.
+    noted = [*_noted(output), [path.name, name, alias]]
+    sealed_json.write(output / REGISTERED_AS, {"registered": noted})
+    say(f"pretrain: registering {path.name} as models:/{name}@{alias}")
 
 
-def is_registered(output: str) -> bool:
-    """Return whether a run's last checkpoint has been recorded as registered."""
-    return (Path(output) / FOLDER / "MLmodel").exists()
+def is_registered(register_as: str, checkpoint_name: str, output: Path) -> bool:
+    """Return whether a checkpoint of the output folder has been recorded as registered under this name and alias."""
+    return [checkpoint_name, *_name_and_alias(register_as)] in _noted(output)
+
+
+def _name_and_alias(register_as: str) -> tuple[str, str]:
+    name, _, alias = register_as.partition("@")
+    return name, alias or NEWEST
+
+
+def _noted(output: Path) -> list[list[str]]:
+    """Return checkpoint, name and alias of each registration that was recorded."""
+    noted = sealed_json.read(output / REGISTERED_AS)
+    return noted["registered"] if noted else []
 
 
 def with_local_checkpoint(job: J) -> J:

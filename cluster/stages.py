@@ -1,7 +1,8 @@
 """How a job's stages run: resolve the input, skip what is done, else work on a cluster under a run.
 
-A stage is a module with ``resolve``, ``finished`` and ``perform``. Ray starts only when a stage
-has something to do.
+A stage is a module with ``resolve``, ``finished``, ``perform`` and ``record``. Ray starts only when a stage
+has something to do. A driver that is killed between its commit and its run's end leaves a result whose run is
+still open: whoever finds the result records it once more, which changes nothing that was recorded, and ends the run.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from cluster.progress import say
 from cluster.recording.node_metrics import sampled_nodes
-from cluster.recording.record_book import Run
+from cluster.recording.record_book import Run, unfinished_runs
 from cluster.session import Cluster, connect
 from cluster.tracking import TrackingOptions, open_run, send_rest
 from gpt_core import sealed_json
@@ -41,6 +42,10 @@ class Stage(Protocol[S_contra, I, R_co]):
         """Do the work, commit it, record it in the run and return what was made."""
         ...
 
+    def record(self, run: Run, settings: S_contra, inputs: I, result: Any, /) -> None:
+        """Record a committed result; the same again changes nothing."""
+        ...
+
 
 class Stages:
     """Runs the stages of one job.
@@ -49,10 +54,12 @@ class Stages:
         job: The job's settings: cluster and tracking.
         run: The job's run.
         exits: Where the cluster, once connected, is left.
-        done: Results of the stages that were looked up before the run was opened.
+        done: Inputs and results of the stages that were looked up before the run was opened.
     """
 
-    def __init__(self, job: JobSettings, run: Run, exits: contextlib.ExitStack, done: Mapping[str, Any]) -> None:
+    def __init__(
+        self, job: JobSettings, run: Run, exits: contextlib.ExitStack, done: Mapping[str, tuple[Any, Any]]
+    ) -> None:
         self._job, self._run, self._exits, self._done = job, run, exits, done
         self._cluster: Cluster | None = None
         self.seconds: dict[str, float | None] = {}
@@ -61,10 +68,11 @@ class Stages:
     def run(self, name: str, stage: Stage[S_contra, I, R_co], settings: S_contra) -> R_co:
         """Return what the stage made, now or before; its records go to a child of the job's run."""
         self.seconds[name] = None
-        if name in self._done:
-            return self._done[name]
-        inputs, done = _looked_up(name, stage, settings)
+        inputs, done = self._done.get(name) or _looked_up(name, stage, settings)
         if done is not None:
+            if name in unfinished_runs(self._run.folder):
+                with self._run.child(name) as child:
+                    stage.record(child, settings, inputs, done)
             return done
         with self._run.child(name) as child:
             child.log_settings(_plain(settings))
@@ -90,7 +98,7 @@ class Stages:
 
 @contextlib.contextmanager
 def stages_of(
-    job: JobSettings, kind: str, output: str, done: Mapping[str, Any] | None = None
+    job: JobSettings, kind: str, output: str, done: Mapping[str, tuple[Any, Any]] | None = None
 ) -> Iterator[tuple[Stages, Run]]:
     """Open the job's run and yield what runs its stages, and the run; leave the cluster, if any, at the end.
 
@@ -111,17 +119,17 @@ def stages_of(
         yield Stages(job, run, exits, done or {}), run
 
 
-def done_already(job: Any, stages: Mapping[str, Stage[Any, Any, Any]]) -> dict[str, Any]:
-    """Return what the first stages made earlier, up to the first one that has work to do.
+def done_already(job: Any, stages: Mapping[str, Stage[Any, Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    """Return inputs and results of the first stages, up to the first one that has work to do.
 
     Called before a run is opened: a mistake found here leaves an earlier run's status as it is.
     """
-    done: dict[str, Any] = {}
+    done: dict[str, tuple[Any, Any]] = {}
     for name, stage in stages.items():
-        _, result = _looked_up(name, stage, getattr(job, name))
+        inputs, result = _looked_up(name, stage, getattr(job, name))
         if result is None:
             break
-        done[name] = result
+        done[name] = inputs, result
     return done
 
 
@@ -129,10 +137,26 @@ def run_alone(kind: str, stage: Stage[Any, Any, R_co], job: Any) -> R_co:
     """Run a job that is one stage; mistakes are found, and finished work is skipped, before a run is opened."""
     inputs, done = _looked_up(kind, stage, job)
     if done is not None:
-        send_rest(TrackingOptions(**job.tracking.model_dump()), local_folder(job.output))
+        _finish_records(kind, stage, job, inputs, done)
         return done
     with stages_of(job, kind, job.output) as (stages, run):
         return stages.perform(kind, stage, job, inputs, run)
+
+
+def _finish_records(kind: str, stage: Stage[S_contra, I, R_co], job: Any, inputs: I, done: Any) -> None:
+    """Record a result whose run did not end FINISHED, and send what no store has taken; costs nothing else.
+
+    The work is done: another process at the folder is told and no error.
+    """
+    folder = local_folder(job.output)
+    if not unfinished_runs(folder / "tracking"):
+        send_rest(TrackingOptions(**job.tracking.model_dump()), folder)
+        return
+    try:
+        with stages_of(job, kind, job.output) as (_, run):
+            stage.record(run, job, inputs, done)
+    except ResourceError as error:
+        say(f"tracking: {error}")
 
 
 def _looked_up(name: str, stage: Stage[S_contra, I, R_co], settings: S_contra) -> tuple[I, R_co | None]:

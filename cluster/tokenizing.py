@@ -122,8 +122,9 @@ def perform(settings: TokenizeSettings, inputs: Inputs, cluster: Cluster, run: R
         settings.output, contents_of(settings, inputs, ledger.rows, carried or inputs.tokenizer.name)
     )
     ledger.remove()
-    _record(run, settings, written)
-    return summary_of(written)
+    made = summary_of(written)
+    record(run, settings, inputs, made)
+    return made
 
 
 def options_for(settings: TokenizeSettings, inputs: Inputs, vocabulary: str) -> TokenizeOptions:
@@ -170,7 +171,6 @@ def contents_of(
             for file, digest in zip(plans.files, file_digests(plans, facts), strict=True)
         ),
         num_documents_in=sum(row["num_documents_in"] for row in rows()),
-        num_tails=sum(row["num_tails"] for row in rows()),
         notes={"warnings": [warning for row in rows() for warning in row["warnings"]]},
     )
 
@@ -216,7 +216,9 @@ def summary_of(written: Manifest) -> Tokenized:
     )
 
 
-def _record(run: Run, settings: TokenizeSettings, written: Manifest) -> None:
+def record(run: Run, settings: TokenizeSettings, inputs: Inputs, made: Tokenized) -> None:  # noqa: ARG001 - a stage's
+    """Record what the corpus in the output folder holds."""
+    written = manifest.read(settings.output)
     for name, split in written.splits.items():
         counts = {"documents": split.num_documents, "tokens": split.num_tokens, "bytes": split.num_bytes}
         run.log_metrics({f"{name}/{count}": value for count, value in counts.items()}, step=0)

@@ -132,19 +132,25 @@ def finished(settings: PretrainSettings, inputs: Inputs) -> Trained | None:
     newest, _ = newest_whole(settings.output)
     if newest is None or newest.step < inputs.plan.num_steps:
         return None
-    if settings.register and not is_registered(settings.output):
+    trained = _summary(settings.output)
+    if settings.register and not is_registered(settings.register, trained.checkpoint.name, Path(settings.output)):
         return None
-    return _summary(settings.output)
+    return trained
 
 
 def perform(settings: PretrainSettings, inputs: Inputs, cluster: Cluster, run: Run) -> Trained:
     """Train to the plan's last step, through failures, and return what was made."""
     fit("pretrain", settings.train, inputs, cluster, run)
     trained = _summary(settings.output)
-    record_checkpoints(run, settings.output, trained.weights_digest)
+    record(run, settings, inputs, trained)
+    return trained
+
+
+def record(run: Run, settings: PretrainSettings, inputs: Inputs, trained: Trained) -> None:
+    """Record the run's checkpoints and how it went, and register the newest one where that is asked for."""
+    record_checkpoints(run, inputs.plan, trained.weights_digest)
     if settings.register:
         register(run, settings.register, trained.checkpoint, Path(settings.output))
-    return trained
 
 
 def fit(title: str, train: TrainSettings, inputs: Inputs, cluster: Cluster, run: Run) -> None:
@@ -166,7 +172,6 @@ def fit(title: str, train: TrainSettings, inputs: Inputs, cluster: Cluster, run:
     with sole_writer(output, _LOCK, _LOCK_PATIENCE_SECONDS), meter(title, plan.num_steps, "steps") as shown:
         followed = _Followed(output / METRICS, shown)
         Fitting(title, plan, _work, counts, train.max_failures, followed.show).run()
-    record_comparison(run, plan, output / METRICS, checkpoint.list_paths(output)[-1])
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -262,9 +267,11 @@ def _summary(output: str) -> Trained:
     )
 
 
-def record_checkpoints(run: Run, output: str, weights_digest: str) -> None:
-    """Record every checkpoint of the output folder, which of them the run made, and the curves of its losses."""
-    for path in checkpoint.list_paths(output):
+def record_checkpoints(run: Run, plan: TrainingPlan, weights_digest: str) -> None:
+    """Record every checkpoint of the output folder, which one the run made, what it reached and its losses' curves."""
+    paths = checkpoint.list_paths(plan.output)
+    record_comparison(run, plan, Path(plan.output) / METRICS, paths[-1])
+    for path in paths:
         found = checkpoint.read_description(path)
         digest = checkpoint.weights_digest(path)
         chosen = {name: value for name, value in found.metrics.items() if name in ("loss", "validation_loss")}

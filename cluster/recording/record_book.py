@@ -252,6 +252,17 @@ class RecordBook:
         return (now_milliseconds() - self._began) // 1000
 
 
+def unfinished_runs(folder: Path) -> set[str]:
+    """Return the keys of the runs in a job's journal that did not end FINISHED: killed, failed, or still open."""
+    unfinished: set[str] = set()
+    for record in read_all(folder / JOURNAL_NAME):
+        if record["do"] == "open":
+            unfinished.add(record["run"])
+        elif record["do"] == "close" and record["status"] == "FINISHED":
+            unfinished.discard(record["run"])
+    return unfinished
+
+
 def _open_journal(folder: Path) -> tuple[Journal, int]:
     """Open the job's journal; a new one begins with the key that MLflow's runs will carry, and the time."""
     journal = Journal(folder / JOURNAL_NAME)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _MAX_DIGEST_CHARACTERS = 36
 _PARAMS_PER_BATCH = 100
+_VERSIONS = "mlflow.modelVersions"
 _REFUSALS = frozenset({
     "BAD_REQUEST", "ENDPOINT_NOT_FOUND", "FEATURE_DISABLED", "INVALID_PARAMETER_VALUE", "INVALID_STATE",
     "NOT_IMPLEMENTED", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST",
@@ -224,8 +225,8 @@ class MlflowStore:
         tags |= {"herd.key": key, "herd.model": model.model_id}
         made = client.create_model_version(name, model.artifact_location, run_id, tags, model_id=model.model_id)
         # By this tag the page shows the version beside the checkpoint.
-        linked = json.dumps([{"name": name, "version": made.version}])
-        client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": linked})
+        linked = [*json.loads(model.tags.get(_VERSIONS, "[]")), {"name": name, "version": made.version}]
+        client.set_logged_model_tags(model.model_id, {_VERSIONS: json.dumps(linked)})
         return made
 
     def _create_model(self, run_id: str, key: str, model: Record) -> str:

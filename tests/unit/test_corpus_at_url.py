@@ -1,6 +1,7 @@
 """A corpus in an object store is written, read, traced and verified as one on a disk is."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -85,7 +86,8 @@ def test_a_manifest_and_a_shard_written_to_a_store_equal_local_ones(tiny: TinyCo
 def test_the_manifest_in_a_store_becomes_an_artifact_of_the_run(tiny: TinyCorpus, url: str, tmp_path: Path) -> None:
     book = RecordBook(tmp_path / "tracking", None, system_seconds=None)
     with book.opened("", "job", "tokenize", None) as run:
-        tokenizing._record(run, TokenizeSettings(output=url, input=("text",)), tiny.manifest)
+        settings = TokenizeSettings(output=url, input=("text",))
+        tokenizing.record(run, settings, Mock(), tokenizing.summary_of(tiny.manifest))
     book.close(1.0)
     (path,) = [
         record["path"] for record in read_all(tmp_path / "tracking" / JOURNAL_NAME) if record["do"] == "artifact"

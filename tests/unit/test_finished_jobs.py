@@ -1,7 +1,10 @@
-"""A finished job that is run again does nothing but send the records its store did not take."""
+"""A finished job that is run again does nothing but send, and complete, the records its store did not take."""
 
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +14,8 @@ import pytest
 from cluster import stages
 from cluster.tracking import TrackingOptions, open_run, runs
 from gpt_core.settings import TrackingSettings
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_records_that_no_store_took_are_sent_once_by_the_next_run(
@@ -45,3 +50,82 @@ def test_a_store_that_is_still_away_is_told_and_no_error(
     stage: Any = SimpleNamespace(resolve=lambda settings: None, finished=lambda settings, inputs: "made")
     assert stages.run_alone("pretrain", stage, job) == "made"
     assert "has not taken all records; a rerun sends those" in capsys.readouterr().err
+
+
+JOB = """
+import contextlib, os, signal, sys
+from pathlib import Path
+from types import SimpleNamespace
+from cluster import stages
+from gpt_core.settings import ClusterSettings, TokenizeJob, TrackingSettings
+
+class Stage:
+    def resolve(self, settings):
+        return "inputs"
+
+    def finished(self, settings, inputs):
+        committed = Path(settings.output, "manifest.json")
+        return committed.read_text() if committed.exists() else None
+
+    def perform(self, settings, inputs, cluster, run):
+        Path(settings.output, "manifest.json").write_text("digest")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def record(self, run, settings, inputs, result):
+        run.log_metrics({"documents": 3.0}, step=0)
+        run.log_dataset("corpus", result, settings.output, context="output")
+        run.set_tags({"herd.corpus": result})
+        run.log_artifact(Path(settings.output, "manifest.json"))
+        run.log_model("step-1", step=1, metrics={"loss": 2.5})
+
+kind, output, uri = sys.argv[1:]
+stages.connect = lambda settings: contextlib.nullcontext(SimpleNamespace(address=None))
+tracking = TrackingSettings(uri=uri)
+job = TokenizeJob(input=("text",), output=output, tracking=tracking)
+if kind == "alone":
+    stages.run_alone("tokenize", Stage(), job)
+else:
+    whole = SimpleNamespace(model_dump=lambda mode: {}, tokenize=job, tracking=tracking, cluster=ClusterSettings())
+    done = stages.done_already(whole, {"tokenize": Stage()})
+    with stages.stages_of(whole, "pipeline", str(Path(output).parent / "pipeline"), done) as (running, _):
+        running.run("tokenize", Stage(), job)
+"""
+
+
+@pytest.mark.parametrize("kind", ["alone", "in a pipeline"])
+def test_a_driver_killed_after_its_commit_leaves_a_run_that_the_next_start_completes(
+    kind: str, tmp_path: Path, empty_database: Path
+) -> None:
+    database = shutil.copy(empty_database, tmp_path / "mlflow.db")
+    command = [sys.executable, "-c", JOB, kind]
+    command += [str(tmp_path / "output"), f"sqlite:///{database}"]
+
+    def start() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert start().returncode == -signal.SIGKILL
+    for _ in range(2):  # the second finds nothing to do
+        done = start()
+        assert done.returncode == 0, done.stderr
+        assert "skipped" in done.stderr
+        with sqlite3.connect(database) as connection:
+            rows = {
+                name: connection.execute(query).fetchall()
+                for name, query in {
+                    "statuses": "select distinct status from runs",
+                    "metrics": "select step, value, count(*) from metrics where key = 'documents' group by run_uuid",
+                    "tags": "select value from tags where key = 'herd.corpus'",
+                    "datasets": "select name, digest from datasets",
+                    "models": "select name from logged_models",
+                    "losses": "select key, step, count(*) from metrics where key = 'checkpoint/loss' group by step",
+                }.items()
+            }
+        assert rows == {
+            "statuses": [("FINISHED",)],
+            "metrics": [(0, 3.0, 1)],
+            "tags": [("digest",)],
+            "datasets": [("corpus", "digest")],
+            "models": [("step-1",)],
+            "losses": [("checkpoint/loss", 1, 1)],
+        }
+        assert len(list(tmp_path.rglob("artifacts/manifest.json"))) == 1

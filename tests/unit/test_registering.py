@@ -4,10 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
-from cluster.registering import register, with_local_checkpoint
+from cluster.registering import is_registered, register, with_local_checkpoint
 from cluster.tracking import TrackingOptions, open_run
 from gpt_core.errors import CheckpointError
 from gpt_core.generation.request import GenerationRequest, Sampling
@@ -77,6 +78,36 @@ def test_a_version_leads_to_its_run_its_checkpoint_and_its_corpus(client, output
     model = client.get_logged_model(version.tags["herd.model"])
     assert {metric.key: metric.value for metric in model.metrics} == {"checkpoint/loss": 2.5}
     assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "poet", "version": version.version}]
+
+
+def test_a_checkpoint_is_registered_under_each_name_and_alias_asked_for_and_once_under_each(outputs, client, capsys):
+    output = outputs / "run2"
+    description = Description(7, 70, SHAPE, corpus_digest="c" * 64, tokenizer=BYTES, metrics={"loss": 2.5})
+    path = checkpoint.write(output, description, make_weights(), {})
+    for name in ("bard", "bard@champion", "singer", "bard"):
+        registered_before = is_registered(name, path.name, output)
+        with open_run(TrackingOptions(system_seconds=None), name="a", kind="pretrain", output=output) as run:
+            run.log_model(path.name, step=7, metrics={"loss": 2.5})
+            register(run, name, path, output)
+        assert is_registered(name, path.name, output)
+    assert registered_before
+    assert capsys.readouterr().err.count("registering step-00000007 as") == 3
+    assert [version.version for version in client.search_model_versions("name = 'bard'")] == [1]
+    assert client.get_model_version_by_alias("bard", "newest").version == 1
+    assert client.get_model_version_by_alias("bard", "champion").version == 1
+    assert client.get_model_version_by_alias("singer", "newest").version == 1
+    model = client.get_logged_model(client.get_model_version("bard", 1).tags["herd.model"])
+    linked = [{"name": name, "version": 1} for name in ("bard", "singer")]
+    assert json.loads(model.tags["mlflow.modelVersions"]) == linked
+
+
+def test_a_kill_between_writing_and_recording_a_registered_model_leaves_it_to_be_registered(tmp_path, monkeypatch):
+    description = Description(7, 70, SHAPE, corpus_digest="c" * 64, tokenizer=BYTES, metrics={"loss": 2.5})
+    path = checkpoint.write(tmp_path, description, make_weights(), {})
+    killed = Mock(register_model=Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        register(killed, "poet", path, tmp_path)
+    assert not is_registered("poet", path.name, tmp_path)
 
 
 def test_a_run_that_used_a_checkpoint_has_it_as_input_once(client, outputs):
