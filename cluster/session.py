@@ -37,6 +37,7 @@ _QUIET_RAY = {
 # without it they listen on all interfaces. Read when ray is imported.
 _LOOPBACK_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
 _MISTAKES_IN_CODE = (TypeError, AttributeError, NameError, ImportError, AssertionError, NotImplementedError)
+_OBJECT_STORE_BYTES = 268_435_456
 _NOISY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.serve", "ray.tune")
 
 
@@ -56,13 +57,46 @@ class Cluster:
 
     def require_cpus(self, needed: float, setting: str) -> None:
         """Raise ResourceError, naming the setting, where the cluster has fewer CPUs than needed."""
-        if needed > self.num_cpus:
+        self._require(needed, self.num_cpus, "CPUs", setting)
+
+    def require_gpus(self, needed: float, setting: str) -> None:
+        """Raise ResourceError, naming the setting, where the cluster has fewer GPUs than needed."""
+        self._require(needed, self.num_gpus, "GPUs", setting)
+
+    def _require(self, needed: float, found: int, what: str, setting: str) -> None:
+        if needed > found:
             raise ResourceError(
                 setting,
-                f"a need of {needed:g} CPUs",
-                f"at most the {self.num_cpus} CPUs of {self.address or 'this machine'}",
+                f"a need of {needed:g} {what}",
+                f"at most the {found} {what} of {self.address or 'this machine'}",
                 "lower it, or join a larger cluster with --cluster.address",
             )
+
+
+def address_of(settings: ClusterSettings) -> str | None:
+    """Return the address of the cluster to join, None for a Ray of the job's own.
+
+    Raises:
+        ResourceError: A setting of the job's own Ray is given together with an address.
+    """
+    address = settings.address or os.environ.get("RAY_ADDRESS") or None
+    origin = "cluster.address" if settings.address else "the environment variable RAY_ADDRESS"
+    for name in ("num_cpus", "object_store_bytes"):
+        value = getattr(settings, name)
+        if address and value is not None:
+            expected = f"none together with an address, and {origin} is {address}"
+            raise ResourceError(f"cluster.{name}", str(value), expected, "leave out one of the two")
+    return address
+
+
+def require_own_cpus(settings: ClusterSettings, needed: float, setting: str) -> None:
+    """Raise ResourceError where a Ray of the job's own, not started yet, would have fewer CPUs than needed."""
+    if address_of(settings) is None:
+        Cluster(None, _own_cpus(settings), 0).require_cpus(needed, setting)
+
+
+def _own_cpus(settings: ClusterSettings) -> int:
+    return settings.num_cpus or len(os.sched_getaffinity(0))
 
 
 @contextlib.contextmanager
@@ -70,12 +104,10 @@ def connect(settings: ClusterSettings) -> Iterator[Cluster]:
     """Connect to the cluster of the settings, or start a Ray of the job's own and stop it at the end.
 
     Raises:
-        ResourceError: If the address does not answer, or num_cpus is given with an address.
+        ResourceError: If the address does not answer, or there is less than the settings ask for.
         HerdError: Any error of the body, unwrapped from Ray's own exceptions.
     """
-    address = settings.address or os.environ.get("RAY_ADDRESS") or None
-    if address and settings.num_cpus:
-        raise ResourceError("cluster.num_cpus", str(settings.num_cpus), "none together with an address", "leave it out")
+    address = address_of(settings)
     _prepare_environment(embedded=address is None)
     with interrupts.held():
         import ray
@@ -89,6 +121,7 @@ def connect(settings: ClusterSettings) -> Iterator[Cluster]:
         resources = ray.cluster_resources()
         cluster = Cluster(address, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
         cluster.require_cpus(settings.min_cpus or 0, "cluster.min_cpus")
+        cluster.require_gpus(settings.min_gpus or 0, "cluster.min_gpus")
         yield cluster
     except HerdError:
         raise
@@ -124,14 +157,12 @@ def _start(settings: ClusterSettings, address: str | None) -> None:
         "configure_logging": True,
     }
     if address is None:
-        cpus = settings.num_cpus or len(os.sched_getaffinity(0))
-        memory_bytes = settings.object_store_bytes
         with _native_code_silenced():
             ray.init(
                 address="local",
-                num_cpus=cpus,
+                num_cpus=_own_cpus(settings),
                 include_dashboard=False,
-                object_store_memory=memory_bytes,
+                object_store_memory=settings.object_store_bytes or _OBJECT_STORE_BYTES,
                 **options,
             )
         return

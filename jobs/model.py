@@ -1,6 +1,6 @@
 """Print the anatomy of a model, tensor by tensor, with its parameters."""
 
-from gpt_core.settings import AnatomySettings, ModelSettings
+from gpt_core.settings import AnatomySettings
 from jobs import cli
 
 SETTINGS = AnatomySettings
@@ -13,7 +13,7 @@ def main(settings: AnatomySettings) -> str:
 
     model = settings.model
     if settings.preset is not None:
-        model = ModelSettings(**{**model.model_dump(), "preset": settings.preset})
+        model = model.model_copy(update={"preset": settings.preset})
     return table(model.shape(GPT2_VOCABULARY_SIZE))
 
 

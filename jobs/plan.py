@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from gpt_core.settings import ModelSettings, PlanSettings
+from gpt_core.settings import PlanSettings
 from jobs import cli
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _work(settings: PlanSettings) -> "Work":
     from gpt_core.model.presets import GPT2_VOCABULARY_SIZE, PRESETS
     from gpt_core.training.planning import Work
 
-    model = ModelSettings(**{**settings.model.model_dump(), "preset": settings.preset})
+    model = settings.model.model_copy(update={"preset": settings.preset})
     shape = model.shape(GPT2_VOCABULARY_SIZE)
     return Work(
         shape=shape,

@@ -39,6 +39,7 @@ from gpt_core.settings.pretrain import (
     PretrainSettings,
     RecipeSettings,
     ReplaySettings,
+    ShapeSettings,
     TrainSettings,
 )
 from gpt_core.settings.serve import ServeJob, ServeSettings
@@ -92,6 +93,7 @@ __all__ = [
     "ServeJob",
     "ServeSettings",
     "Settings",
+    "ShapeSettings",
     "Share",
     "SourceSettings",
     "TaskSettings",

@@ -1,9 +1,12 @@
 """What the settings of all jobs are made of: strict types, and the sections that every job on a cluster shares."""
 
 import os
+from collections.abc import Callable
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from gpt_core.errors import SettingsError
 
 
 def absolute(place: str) -> str:
@@ -17,7 +20,7 @@ Count = Annotated[int, Field(gt=0)]
 Index = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Place = Annotated[str, AfterValidator(absolute)]
+Place = Annotated[str, Field(min_length=1), AfterValidator(absolute)]
 Places = Annotated[tuple[Place, ...], Field(strict=False)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 # A flag of a setting that may be a list hands over a list, also of one number.
@@ -48,6 +51,14 @@ class Settings(BaseModel, metaclass=_SettingsType):
     )
 
 
+def fitting(check: Callable[[], object]) -> None:
+    """Run a check of the core as part of a validator: the mistake it finds joins the others that pydantic collects."""
+    try:
+        check()
+    except SettingsError as error:
+        raise ValueError(error) from error
+
+
 class ClusterSettings(Settings):
     """Where the job runs."""
 
@@ -60,8 +71,9 @@ class ClusterSettings(Settings):
     """Free CPUs to wait for on a cluster, so that its autoscaler adds nodes; null takes those that are there."""
     min_gpus: Count | None = None
     """Free GPUs to wait for likewise."""
-    object_store_bytes: Annotated[int, Field(ge=78_643_200)] = 268_435_456
-    """Shared memory of the job's own Ray in bytes, at least 75 MiB. No text and no token goes through it."""
+    object_store_bytes: Annotated[int, Field(ge=78_643_200)] | None = None
+    """Shared memory of the job's own Ray in bytes, at least 75 MiB; null takes 256 MiB. No text and no token goes
+    through it. Not allowed together with an address."""
 
 
 class TrackingSettings(Settings):

@@ -99,12 +99,12 @@ class EvaluateSettings(Settings):
             raise ValueError(f"two tasks are called {twice[0]!r}; give one of them a name")
         return self
 
+    @model_validator(mode="after")
+    def _something_to_measure(self) -> Self:
+        if self.corpus is None and not self.tasks:
+            raise ValueError("neither corpus nor tasks given; give a corpus, or tasks as KIND=FILE, or both")
+        return self
+
 
 class EvaluateJob(EvaluateSettings, JobSettings):
     """Settings of `herd evaluate`."""
-
-    @model_validator(mode="after")
-    def _something_to_measure(self) -> Self:
-        if not (self.corpus or self.tasks):
-            raise ValueError("neither corpus nor tasks given; give --corpus DIR, or --tasks KIND=FILE, or both")
-        return self

@@ -4,15 +4,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from gpt_core.generation import request
 from gpt_core.settings.base import (
     Count,
-    Index,
     JobSettings,
-    Names,
     Place,
     Places,
     PoolSettings,
-    Positive,
     Settings,
     Share,
 )
@@ -23,7 +21,7 @@ class SamplingSettings(Settings):
 
     max_tokens: Count = 64
     """New tokens of a completion at most."""
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=request.MAX_TEMPERATURE)] = 1.0
     """Divides the logits; 0 is greedy."""
     top_k: Count | None = 40
     """Keep the k likeliest tokens; 1 is greedy, null keeps all."""
@@ -31,16 +29,24 @@ class SamplingSettings(Settings):
     """Keep the likeliest tokens that together reach this probability."""
     min_p: Share | None = None
     """Keep tokens at least this share as likely as the likeliest."""
-    repetition_penalty: Positive | None = None
+    repetition_penalty: (
+        Annotated[float, Field(ge=request.MIN_REPETITION_PENALTY, le=request.MAX_REPETITION_PENALTY)] | None
+    ) = None
     """Divides (positive) or multiplies (negative) the logits of tokens already in the context."""
-    stop: Names = ()
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] = ()
     """Strings that end a completion; the text is cut before them."""
-    num_samples: Count = 1
+    num_samples: Annotated[int, Field(gt=0, le=request.MAX_SAMPLES)] = 1
     """Completions of each prompt."""
-    seed: Index = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the draws; each token depends on (seed, prompt id, sample, position) alone."""
-    logprobs: Index | None = None
+    logprobs: Annotated[int, Field(ge=0, le=request.MAX_ALTERNATIVES)] | None = None
     """Likeliest alternatives recorded for each token; null records no log-probabilities."""
+
+    @model_validator(mode="after")
+    def _computable(self) -> Self:
+        if 0.0 < self.temperature < request.MIN_TEMPERATURE:
+            raise ValueError(f"temperature {self.temperature} is too near 0 to divide by; take 0, which is greedy")
+        return self
 
 
 class EngineSettings(Settings):

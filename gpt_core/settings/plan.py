@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from gpt_core.settings.base import Count, Positive, Settings
-from gpt_core.settings.pretrain import ModelSettings, PresetName
+from gpt_core.settings.pretrain import PresetName, ShapeSettings
 
 
 class PlanSettings(Settings):
@@ -13,7 +13,7 @@ class PlanSettings(Settings):
 
     preset: PresetName = "gpt3-175b"
     """Published shape."""
-    model: ModelSettings = ModelSettings()
+    model: ShapeSettings = ShapeSettings()
     tokens: Positive = 300e9
     """Training tokens."""
     gpus: Count = 1024

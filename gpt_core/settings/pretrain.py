@@ -6,8 +6,20 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from gpt_core.model.presets import PRESETS, ModelShape
-from gpt_core.settings.base import Count, CountOrRange, Index, JobSettings, ModelName, Place, Positive, Settings, Share
-from gpt_core.training.schedule import powers_near
+from gpt_core.settings.base import (
+    Count,
+    CountOrRange,
+    Index,
+    JobSettings,
+    ModelName,
+    Place,
+    Positive,
+    Settings,
+    Share,
+    fitting,
+)
+from gpt_core.training.schedule import BatchRamp, Recipe, powers_near
+from gpt_core.training.training_plan import TrainingPlan, check_sharding
 
 PresetName = Literal[
     "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl",
@@ -16,8 +28,8 @@ PresetName = Literal[
 ]  # fmt: skip
 
 
-class ModelSettings(Settings):
-    """Shape of the model: a preset, and what differs from it."""
+class ShapeSettings(Settings):
+    """Shape of a model: a preset, and what differs from it."""
 
     preset: PresetName = "gpt2"
     """Published shape to start from."""
@@ -46,6 +58,15 @@ class ModelSettings(Settings):
         return replace(PRESETS[self.preset].shape, **{"vocabulary_size": vocabulary_size, **changes})
 
 
+class ModelSettings(ShapeSettings):
+    """Shape of the model: a preset, and what differs from it."""
+
+    @model_validator(mode="after")
+    def _makes_a_model(self) -> Self:
+        fitting(lambda: self.shape(vocabulary_size=1))
+        return self
+
+
 class RecipeSettings(Settings):
     """Optimizer and schedule; the defaults are those of the GPT-3 paper."""
 
@@ -59,9 +80,9 @@ class RecipeSettings(Settings):
     """Tokens of linear warm-up."""
     decay_tokens: Count | None = None
     """Tokens at which the cosine decay ends; null is the end of training."""
-    beta1: Share = 0.9
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """AdamW's first-moment decay."""
-    beta2: Share = 0.95
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """AdamW's second-moment decay."""
     epsilon: Positive = 1e-8
     """AdamW's epsilon."""
@@ -71,6 +92,11 @@ class RecipeSettings(Settings):
     """Global gradient norm above which gradients are scaled down."""
     muon_learning_rate: Positive = 0.02
     """Peak learning rate of the matrices when the optimizer is muon."""
+
+    @model_validator(mode="after")
+    def _makes_a_recipe(self) -> Self:
+        fitting(lambda: Recipe(**self.model_dump()))
+        return self
 
 
 class TrainSettings(Settings):
@@ -120,7 +146,7 @@ class TrainSettings(Settings):
     ramp_start_sequences: Count | None = None
     """Sequences of the first steps, doubling up to batch_sequences over ramp_tokens; null is no ramp."""
     ramp_tokens: Index = 0
-    """Tokens over which the batch grows."""
+    """Tokens over which the batch grows; goes with ramp_start_sequences."""
     max_loss_rise: Positive | None = None
     """Nats above the smoothed loss at which the run stops; null stops only for a loss that is no number."""
     compiled: bool = False
@@ -140,6 +166,11 @@ class TrainSettings(Settings):
     def most_workers(self) -> int:
         """The largest number of workers to train on."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @property
+    def fewest_cpus(self) -> int:
+        """CPUs of the least number of workers."""
+        return self.fewest_workers * self.threads_per_worker
 
     @model_validator(mode="after")
     def _batch_plan(self) -> Self:
@@ -170,6 +201,23 @@ class TrainSettings(Settings):
             + (f"; take {nearest}" if self.reduction == "exact" else "")
         )
 
+    @model_validator(mode="after")
+    def _ramp_and_sharding(self) -> Self:
+        start = self.ramp_start_sequences
+        if start is None and self.ramp_tokens:
+            raise ValueError(f"ramp_tokens {self.ramp_tokens} without ramp_start_sequences; give both or neither")
+        if start is not None:
+            if not self.ramp_tokens:
+                raise ValueError(f"ramp_start_sequences {start} without ramp_tokens; give both or neither")
+            if start % self.micro_batch_sequences:
+                raise ValueError(
+                    f"micro_batch_sequences {self.micro_batch_sequences} does not divide ramp_start_sequences {start}"
+                )
+            sequences = self.micro_batch_sequences
+            fitting(lambda: BatchRamp(self.batch_sequences // sequences, start // sequences, self.ramp_tokens))
+        fitting(lambda: check_sharding(self.sharding, self.reduction, "adamw"))
+        return self
+
     def _works_with(self, num_workers: int, micro_batches: int) -> bool:
         fits_tree = self.reduction == "fast" or not num_workers & (num_workers - 1)
         return fits_tree and micro_batches % num_workers == 0
@@ -193,6 +241,25 @@ class PretrainSettings(Settings):
     register: ModelName | None = None
     """NAME or NAME@ALIAS: registers the trained model in MLflow, in the Hugging Face layout, as the newest version of
     NAME, to which ALIAS (newest) then points; models:/NAME@ALIAS is a checkpoint to the other jobs."""
+
+    @model_validator(mode="after")
+    def _makes_a_plan(self) -> Self:
+        shape, train = self.model.shape(vocabulary_size=1), self.train
+        fitting(
+            lambda: TrainingPlan(
+                corpus=self.corpus,
+                output=self.output,
+                shape=shape,
+                num_steps=train.num_steps,
+                window_tokens=train.context_tokens or shape.num_positions,
+                batch_sequences=train.batch_sequences,
+                micro_batch_sequences=train.micro_batch_sequences,
+                recipe=Recipe(**self.recipe.model_dump()),
+                reduction=train.reduction,
+                sharding=train.sharding,
+            )
+        )
+        return self
 
 
 class ReplaySettings(Settings):
@@ -218,7 +285,7 @@ class CompareSettings(Settings):
 class AnatomySettings(Settings):
     """What `herd model` prints."""
 
-    model: ModelSettings = ModelSettings()
+    model: ShapeSettings = ShapeSettings()
     preset: PresetName | None = None
     """Short for model.preset."""
 

@@ -87,7 +87,7 @@ class BatchRamp:
             return
         if start < 1 or self.micro_batches % start or not is_power_of_two(self.micro_batches // start):
             raise SettingsError(
-                "train.ramp",
+                "train.ramp_start_sequences",
                 f"a start of {start} micro-batches",
                 f"{self.micro_batches} (the full batch) divided by 1, 2, 4, ...",
                 "choose one of these",

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from gpt_core.errors import SettingsError
 from jobs.command_line.flags import Flags
 from jobs.command_line.mistakes import Mistake, Path, cut, refusal, sentence, show
 from jobs.command_line.remedies import remedy
@@ -114,7 +115,7 @@ class _Load(Generic[Model]):
                 return self._unreadable(values)
             found: dict[Path, list[ErrorDetails]] = {}
             for detail in error.errors(include_url=False):
-                found.setdefault(self._path(detail, values), []).append(detail)
+                found.setdefault(_misfit_path(detail, self._path(detail, values)), []).append(detail)
         known = {mistake.path for mistake in self.mistakes if mistake.path}
         for path, details in found.items():
             if path not in known:
@@ -158,6 +159,8 @@ class _Load(Generic[Model]):
         """Return the line for all of pydantic's errors about one setting."""
         where = self._where(path)
         for detail in details:
+            if misfit := _misfit(detail):
+                return sentence(where, misfit.found, misfit.expected, misfit.remedy)
             if detail["type"] in ("value_error", "assertion_error"):
                 return f"{where}: {detail.get('ctx', {}).get('error', detail['msg'])}"
             if detail["type"] == "extra_forbidden":
@@ -211,6 +214,19 @@ class _Load(Generic[Model]):
             if self.file and (line := self.file.line(path[:end])):
                 return (0, line)
         return (2, 0)
+
+
+def _misfit(detail: ErrorDetails) -> SettingsError | None:
+    """Return the SettingsError that a validator gave pydantic as a ValueError's reason, if it did."""
+    reasons = getattr(detail.get("ctx", {}).get("error"), "args", ())
+    return next((reason for reason in reasons if isinstance(reason, SettingsError)), None)
+
+
+def _misfit_path(detail: ErrorDetails, path: Path) -> Path:
+    """Return the path of the setting such an error names; a validator of a section may name it from outside."""
+    misfit = _misfit(detail)
+    names = tuple(misfit.where.split(".")) if misfit else ()
+    return (*path, *(names[1:] if path and names[:1] == path[-1:] else names))
 
 
 def _over(default: Any, given: dict[str, Any]) -> dict[str, Any]:
