@@ -60,7 +60,8 @@ def write_corpus(text: Path, folder: Path) -> str:
     described = TokenizerEntry(
         bytes_tokenizer.name, bytes_tokenizer.digest, bytes_tokenizer.vocabulary_size, bytes_tokenizer.end_of_text
     )
-    contents = ManifestContents({}, plans.fingerprint, {"text": 1.0}, described, shards, [], row["num_documents_in"])
+    counts = row["num_documents_in"], row["num_tails"]
+    contents = ManifestContents({}, plans.fingerprint, {"text": 1.0}, described, shards, [], *counts)
     manifest.write(str(folder), contents)
     return str(folder)
 
