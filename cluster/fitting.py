@@ -17,6 +17,7 @@ from typing import Any
 
 from cluster.capacity import PROBE_SECONDS, Worker, draining_nodes, living_nodes, num_fitting
 from cluster.cpu_allocator import GLIBC_TUNABLES
+from cluster.interrupts import held
 from cluster.progress import say
 from cluster.recording.journal import Tail
 from cluster.session import is_mistake_in_code, own_error_in, quiet_libraries
@@ -152,34 +153,45 @@ class _Group:
 
     def wait(self) -> BaseException | None:
         """Wait until the workers end and return their error, if any; Ctrl-C asks for a last checkpoint first."""
-        self._stop.unlink(missing_ok=True)
-        self._thread.start()
         try:
+            with held():
+                self._stop.unlink(missing_ok=True)
+                self._thread.start()
             while not self._ended.wait(_POLL_SECONDS):
                 self._has_stepped |= self._fitting.show()
                 self._tell_restarts()
                 self._resize_if_better()
         except KeyboardInterrupt:
-            self._end_early()
+            self._wait_for_checkpoint()
             raise
+        finally:
+            self._end()
         self._fitting.show()
         self._tell_restarts()
         (self._fitting.output / LOSSES).unlink(missing_ok=True)
         return self._error
 
-    def _end_early(self) -> None:
+    def _wait_for_checkpoint(self) -> None:
         """Wait for a checkpoint of the step under way; a second signal, or a step that takes too long, ends that."""
-        self._stop.touch()
+        title = self._fitting.title
+        if not (self._has_stepped or self._fitting.show()):
+            return  # there is nothing to save
         try:
-            if self._has_stepped or self._fitting.show():  # else there is nothing to save
-                say(f"{self._fitting.title}: stopping after this step; a checkpoint is being written")
-                self._ended.wait(_STOP_SECONDS)
-        finally:
-            # Ray must not be shut down under a thread that waits for it: that ends the process without a word.
-            give_up = time.monotonic() + _KILL_SECONDS
-            while not self._ended.is_set() and time.monotonic() < give_up:
-                kill_train_controller()  # again: it may not have been there yet
-                self._ended.wait(_POLL_SECONDS)
+            self._stop.touch()
+        except OSError as error:
+            say(f"{title}: stopping without a last checkpoint: {error}")
+            return
+        say(f"{title}: stopping after this step; a checkpoint is being written")
+        if not self._ended.wait(_STOP_SECONDS):
+            say(f"{title}: no checkpoint after {_STOP_SECONDS:g} s; stopping without it, a rerun repeats steps")
+
+    def _end(self) -> None:
+        """End what is left: Ray must not be shut down under a thread that waits for it, which ends without a word."""
+        give_up = time.monotonic() + _KILL_SECONDS
+        has_started = self._thread.ident is not None
+        while has_started and not self._ended.is_set() and time.monotonic() < give_up:
+            kill_train_controller()  # again: it may not have been there yet
+            self._ended.wait(_POLL_SECONDS)
 
     def _tell_restarts(self) -> None:
         for note in self._restarts.read():

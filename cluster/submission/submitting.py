@@ -23,11 +23,11 @@ from gpt_core.errors import ResourceError, RunFailedError
 from gpt_core.settings import JobSettings
 
 _INTERRUPTED = 130
-_STOP_SECONDS = 60.0
+_STOP_SECONDS = 120.0
 # Set in the job and in its workers; see the same names in cluster.session.
 _ENVIRONMENT = {
     "RAY_JOB_STOP_SIGNAL": "SIGINT",  # stopping is Ctrl-C: the job ends its runs and exits 130
-    "RAY_JOB_STOP_WAIT_TIME_S": "30",
+    "RAY_JOB_STOP_WAIT_TIME_S": "90",  # a training job gives its last step and checkpoint up to a minute
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DEDUP_LOGS": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
@@ -75,7 +75,7 @@ def stop(head: Head, job_id: str) -> JobState:
     """Stop a job as Ctrl-C would, wait for its end and return its state.
 
     Raises:
-        RunFailedError: If it does not end within a minute.
+        RunFailedError: If it does not end within two minutes.
     """
     state = head.job(job_id)
     if state.finished:

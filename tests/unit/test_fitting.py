@@ -1,5 +1,6 @@
 """One start of Ray Train, whose trainer is a stand-in here: when it is asked to stop, and that it is waited for."""
 
+import errno
 import os
 import signal
 import threading
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -76,6 +78,46 @@ def test_who_asks_twice_does_not_wait_for_the_step_under_way(tmp_path: Path, mon
         group.wait()
     assert trainer.killed.is_set()
     assert not trainer.finished.is_set()
+
+
+def test_a_checkpoint_that_takes_too_long_is_given_up_with_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group, trainer = _group(monkeypatch, tmp_path, [True])
+    monkeypatch.setattr(fitting, "_STOP_SECONDS", 0.1)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with interrupts.handled(), pytest.raises(KeyboardInterrupt):
+        group.wait()
+    assert trainer.killed.is_set()
+    assert "no checkpoint after 0.1 s; stopping without it" in capsys.readouterr().err
+
+
+def test_a_full_disk_keeps_no_one_from_stopping_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group, trainer = _group(monkeypatch, tmp_path, [True])
+    monkeypatch.setattr(fitting, "num_fitting", lambda *_, **__: 0)
+    monkeypatch.setattr(Path, "touch", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with interrupts.handled(), pytest.raises(KeyboardInterrupt):
+        group.wait()
+    assert trainer.killed.is_set()
+    assert "stopping without a last checkpoint: [Errno 28] No space left on device" in capsys.readouterr().err
+
+
+def test_a_signal_while_a_group_is_started_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group, trainer = _group(monkeypatch, tmp_path, [])
+    start = group._thread.start
+
+    def interrupted_start() -> None:
+        start()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(group._thread, "start", interrupted_start)
+    with interrupts.handled(), pytest.raises(KeyboardInterrupt):
+        group.wait()
+    assert trainer.killed.is_set()
 
 
 def test_a_group_grows_only_once_it_has_stepped_for_its_own_cpus_look_free_before(
