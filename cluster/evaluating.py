@@ -52,6 +52,7 @@ class Inputs:
     window_tokens: int
     tasks: tuple[Task, ...]
     files: tuple[tuple[SourceFile, ...], ...]
+    windows: Sequence[WindowRange]
     decisive: dict[str, Any]
 
 
@@ -100,15 +101,13 @@ def resolve(settings: EvaluateSettings) -> Inputs:
 
     Raises:
         CheckpointError: If there is no whole checkpoint, or its context is too short.
-        CorpusError: If the corpus is not finished, or of another vocabulary, or a task's file is missing.
+        CorpusError: If the corpus is not finished, of another vocabulary, without the split or with less than a window
+            in it, or a task's file is missing.
         SettingsError: If a task's stride exceeds the context, or the context is not that of packed examples.
     """
     loaded = checkpoint.load(settings.checkpoint)
     window_tokens = _window_tokens(settings, loaded)
-    tasks = tuple(map(_task, settings.tasks))
-    for task in tasks:
-        sliding_of(task, window_tokens)
-    files = tuple(map(list_task_files, tasks))
+    tasks, files = tasks_of(settings, window_tokens)
     decisive = {
         "checkpoint": checkpoint.weights_digest(loaded.path),
         "context_tokens": window_tokens,
@@ -118,7 +117,23 @@ def resolve(settings: EvaluateSettings) -> Inputs:
     }
     if tasks:
         decisive["tasks"] = {task.name: settings_of(task, own) for task, own in zip(tasks, files, strict=True)}
-    return Inputs(loaded, window_tokens, tasks, files, decisive)
+    windows = _planned_windows(settings, window_tokens) if settings.corpus else ()
+    return Inputs(loaded, window_tokens, tasks, files, windows, decisive)
+
+
+def tasks_of(
+    settings: EvaluateSettings, window_tokens: int
+) -> tuple[tuple[Task, ...], tuple[tuple[SourceFile, ...], ...]]:
+    """Return the tasks and the files of each; needs no checkpoint.
+
+    Raises:
+        CorpusError: If a task has no file, or one of the wrong format.
+        SettingsError: If a task's stride exceeds the window.
+    """
+    tasks = tuple(map(_task, settings.tasks))
+    for task in tasks:
+        sliding_of(task, window_tokens)
+    return tasks, tuple(map(list_task_files, tasks))
 
 
 def _window_tokens(settings: EvaluateSettings, loaded: Checkpoint) -> int:
@@ -174,10 +189,11 @@ def finished(settings: EvaluateSettings, inputs: Inputs) -> Evaluated | None:
 
 def perform(settings: EvaluateSettings, inputs: Inputs, cluster: Cluster, run: Run) -> Evaluated:
     """Measure, write the items' results and evaluation.json atomically, record them in the run, and return them."""
-    windows = _planned_windows(settings, inputs) if settings.corpus else []
     cut = Cut(load_tokenizer(inputs.checkpoint.tokenizer["name"]), inputs.window_tokens, settings.windows_per_shard)
     plans = [plan_task(task, index, cut) for index, task in enumerate(inputs.tasks)]
-    ledger = run_shard_job(_job(settings, inputs, [*windows, *(cut for plan in plans for cut in plan.ranges)]), cluster)
+    ledger = run_shard_job(
+        _job(settings, inputs, [*inputs.windows, *(cut for plan in plans for cut in plan.ranges)]), cluster
+    )
     rows = sorted(ledger.rows(), key=lambda row: row["index"])
     evaluated = _commit(settings, inputs, plans, rows)
     ledger.remove()
@@ -185,15 +201,15 @@ def perform(settings: EvaluateSettings, inputs: Inputs, cluster: Cluster, run: R
     return evaluated
 
 
-def _planned_windows(settings: EvaluateSettings, inputs: Inputs) -> Sequence[WindowRange]:
+def _planned_windows(settings: EvaluateSettings, window_tokens: int) -> Sequence[WindowRange]:
     assert settings.corpus is not None
     corpus = open_corpus(settings.corpus, settings.split)
-    num_windows = corpus.num_windows(inputs.window_tokens)
+    num_windows = corpus.num_windows(window_tokens)
     if num_windows == 0:
         raise CorpusError(
             f"{settings.corpus}, split {settings.split}",
             f"{corpus.num_tokens} tokens",
-            f"at least {inputs.window_tokens + 1}, one window",
+            f"at least {window_tokens + 1}, one window",
             "hold out more documents, or shorten context_tokens",
         )
     return plan_windows(min(num_windows, settings.max_windows or num_windows), settings.windows_per_shard)

@@ -26,7 +26,6 @@ from cluster.stages import made_already
 from gpt_core import sealed_json
 from gpt_core.digests import sha256_hex
 from gpt_core.errors import CorpusError
-from gpt_core.generation.prompt_files import list_prompt_files
 from gpt_core.generation.prompts import PromptScan, scan_prompts
 from gpt_core.generation.request import Sampling
 from gpt_core.ledger import Row
@@ -76,14 +75,7 @@ def resolve(settings: GenerateSettings) -> Inputs:
     loaded = checkpoint.load(settings.checkpoint)
     if loaded.tokenizer["name"] == MUSIC:
         require_symusic()
-    scan = scan_prompts(settings.prompts, sampling_of(settings.sampling), settings.prompts_per_shard)
-    if not scan.num_prompts:
-        raise CorpusError(
-            ", ".join(settings.prompts),
-            f"no prompt ({_told(scan)})",
-            "a prompt a line or row",
-            "add one",
-        )
+    scan = scan_of(settings)
     decisive = {
         "checkpoint": checkpoint.weights_digest(loaded.path),
         "prompts": scan.digest,
@@ -108,9 +100,21 @@ def _told(scan: PromptScan) -> str:
     return f"{told}, the first at {first.file}:{first.line}: {first.reason}" if first else told
 
 
-def check_prompts(settings: GenerateSettings) -> None:
-    """Raise CorpusError for prompt files that are not there, long before a checkpoint is."""
-    list_prompt_files(settings.prompts)
+def scan_of(settings: GenerateSettings) -> PromptScan:
+    """Return what the prompt files hold; needs no checkpoint.
+
+    Raises:
+        CorpusError: If a prompt file is missing, or no prompt can be used.
+    """
+    scan = scan_prompts(settings.prompts, sampling_of(settings.sampling), settings.prompts_per_shard)
+    if not scan.num_prompts:
+        raise CorpusError(
+            ", ".join(settings.prompts),
+            f"no prompt ({_told(scan)})",
+            "a prompt a line or row",
+            "add one",
+        )
+    return scan
 
 
 def sampling_of(settings: SamplingSettings) -> Sampling:

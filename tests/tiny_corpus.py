@@ -13,12 +13,14 @@ _WORDS = ["herd", "graze", "over", "the", "hill", "and", "river", "slowly", "at"
 
 
 def write_tiny_corpus(folder: Path, num_documents: int = 60, held_out: int = 20) -> Path:
-    """Write documents of words in random order, byte-tokenized, the last ones held out."""
+    """Write documents of words in random order, byte-tokenized, the last ones, if any, held out."""
     rng = np.random.default_rng(7)
     texts = [" ".join(rng.choice(_WORDS, 60)) + "\n" for _ in range(num_documents)]
     tokenizer = load_tokenizer("bytes")
     entries = []
-    for split, part in (("train", texts[:-held_out]), ("validation", texts[-held_out:])):
+    kept = num_documents - held_out
+    parts = {"train": texts[:kept], "validation": texts[kept:]}
+    for split, part in ((split, part) for split, part in parts.items() if part):
         ids, offsets = with_end_of_text(*tokenizer.encode_many(part), tokenizer.end_of_text)
         path = folder / split / "00000000.arrow"
         path.parent.mkdir(parents=True)
