@@ -15,6 +15,6 @@ def write_tiny_checkpoint(folder: Path, *, seed: int = 0, num_positions: int = 1
     shape = ModelShape(2, 2, 32, num_positions=num_positions, vocabulary_size=tokenizer.vocabulary_size)
     # Wider weights than training begins with.
     weights = {name: tensor.detach() * 4 for name, tensor in GPT(shape).initialise(seed).named_parameters()}
-    described = {"name": "bytes", "vocabulary_size": tokenizer.vocabulary_size}
+    described = {"name": "bytes", "digest": tokenizer.digest, "vocabulary_size": tokenizer.vocabulary_size}
     checkpoint.write(folder, Description(step=1, tokens=1, shape=shape, tokenizer=described), weights, {})
     return folder
