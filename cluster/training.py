@@ -110,7 +110,7 @@ def plan_of(settings: PretrainSettings | FinetuneSettings, corpus: str, shape: M
         keep_checkpoints=train.keep_checkpoints,
         evaluate_every_steps=train.evaluate_every_steps,
         evaluate_sequences=train.evaluate_sequences,
-        settings=settings.model_dump(mode="json"),
+        settings=settings.model_dump(mode="json", exclude={"cluster", "tracking"}),
     )
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from cluster.progress import say
-from cluster.recording.credentials import without_credentials
 from cluster.recording.journal import Point, Record
+from gpt_core.credentials import without_credentials
 
 _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.2, 5.0
 _CLOSING_DELAY_SECONDS = 0.5

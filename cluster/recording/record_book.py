@@ -18,13 +18,13 @@ import orjson
 import yaml
 
 from cluster.progress import say
-from cluster.recording.credentials import without_credentials
 from cluster.recording.journal import Journal, now_milliseconds, read_all, room_needed
 from cluster.recording.loss_plot import draw_losses, read_points
 from cluster.recording.patience import Store
 from cluster.recording.record_text import clean, params_of
 from cluster.recording.replay import JOURNAL_NAME, Replayer
 from cluster.recording.system_metrics import SystemSampler
+from gpt_core.credentials import without_credentials
 from gpt_core.errors import ResourceError
 
 

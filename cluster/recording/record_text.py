@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cluster.recording.credentials import without_credentials
+from gpt_core.credentials import without_credentials
 
 _MAX_PARAM_CHARACTERS = 6000
 _MAX_TAG_CHARACTERS = 5000  # MLflow stores 8,000; some databases hold 5,000

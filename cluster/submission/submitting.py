@@ -19,6 +19,7 @@ from cluster.submission.head import Head, JobState, Nodes
 from cluster.submission.head_address import address_of
 from cluster.submission.job_package import SETTINGS_FILE, JobPackage, package_of
 from cluster.submission.needs import needs_of, unmet
+from gpt_core.credentials import without_credentials
 from gpt_core.errors import ResourceError, RunFailedError
 from gpt_core.settings import JobSettings
 
@@ -154,7 +155,7 @@ def _tracking_address() -> dict[str, str]:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri or "://" not in uri:
         return {}
-    if "@" in uri.partition("://")[2].partition("/")[0]:
+    if without_credentials(uri) != uri:
         say("submit: MLFLOW_TRACKING_URI holds a password and is not passed on; set it in the cluster's environment")
         return {}
     return {"MLFLOW_TRACKING_URI": uri}

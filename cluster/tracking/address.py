@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cluster.recording.credentials import without_credentials
 from cluster.recording.system_metrics import SAMPLE_SECONDS
+from gpt_core.credentials import without_credentials
 from gpt_core.errors import SettingsError
 from gpt_core.settings import TrackingSettings
 

@@ -5,9 +5,9 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from cluster.recording.credentials import without_credentials
 from cluster.recording.patience import first_line
 from cluster.tracking.library import database_path, import_mlflow
+from gpt_core.credentials import without_credentials
 from gpt_core.errors import CheckpointError
 
 # What gpt_core imports to complete a prompt.

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.progress import say
-from cluster.recording.credentials import without_credentials
 from cluster.recording.journal import Point, Record
 from cluster.recording.patience import first_line
 from cluster.tracking.address import TrackingOptions, tracking_uri
 from cluster.tracking.library import database_path, import_mlflow, make_database
+from gpt_core.credentials import without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from gpt_core.credentials import without_credentials
 from gpt_core.errors import SettingsError
 
 
@@ -76,13 +77,24 @@ class ClusterSettings(Settings):
     through it. Not allowed together with an address."""
 
 
+def _without_password(uri: str) -> str:
+    if without_credentials(uri) != uri:
+        raise ValueError(
+            f"found a user name or a password in front of {without_credentials(uri).partition('://')[2]}; expected an "
+            "address without; for a server set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, for a database "
+            "put the whole address into MLFLOW_TRACKING_URI instead"
+        )
+    return uri
+
+
 class TrackingSettings(Settings):
     """Where MLflow records go."""
 
     enabled: bool = True
     """Send records to MLflow; false keeps them in the output folder's journal only."""
-    uri: str | None = None
-    """MLflow tracking address; null takes MLFLOW_TRACKING_URI, else a SQLite file beside the output folder."""
+    uri: Annotated[str, AfterValidator(_without_password)] | None = None
+    """MLflow tracking address, without a password; null takes MLFLOW_TRACKING_URI, else a SQLite file beside the
+    output folder."""
     experiment: str = "gpt-herd"
     """MLflow experiment the runs belong to."""
 
