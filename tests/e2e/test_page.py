@@ -4,7 +4,10 @@ One browser and one service serve all tests. A request to any other host, an err
 console, or a part of the page wider than the screen fails the test it happens in.
 """
 
+import contextlib
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +24,8 @@ from cluster.serving.http_api import Admission
 from cluster.serving.http_guard import Access, access_for
 from gpt_core.errors import UserError
 from gpt_core.inspection.inspection import MAX_TOKENS
+from gpt_core.tokens.tokenizer import load_tokenizer
+from gpt_core.tokens.train_tokenizer import write_ranks
 from gpt_core.training import checkpoint
 from tests.bare_service import BareModel, serving
 from tests.reference import gpt2_numpy, gpt2_steps
@@ -51,6 +57,15 @@ def service(tmp_path_factory) -> Iterator[SimpleNamespace]:
     model.close()
 
 
+@contextlib.contextmanager
+def service_of(run: Path) -> Iterator[str]:
+    """Serve another model's page; yields the address."""
+    model = BareModel(run)
+    with serving(model, Access(None, None), Admission(CAPACITY)) as address:
+        yield address
+    model.close()
+
+
 @pytest.fixture(scope="module")
 def weights(service):
     return checkpoint.load(service.run).weights
@@ -67,8 +82,8 @@ def browser():
 class Watched:
     """A page that keeps what its console said and where it went."""
 
-    def __init__(self, browser, size):
-        self.context = browser.new_context(viewport=dict(zip(("width", "height"), size, strict=True)))
+    def __init__(self, browser, size, **options):
+        self.context = browser.new_context(viewport=dict(zip(("width", "height"), size, strict=True)), **options)
         self.page = self.context.new_page()
         self.page.set_default_timeout(8000)
         self.errors, self.requests = [], []
@@ -180,6 +195,30 @@ def test_sliders_show_what_drawing_makes_of_the_distribution(watched, service, w
     assert candidates(watched.page)[0][-1] == "100.0%"
 
 
+def test_top_p_shows_its_effect_where_more_tokens_remain_than_are_sent(watched, service, weights):
+    watched.open(service.address, "q")
+    logits = gpt2_numpy.logits(list(b"q"), weights, 2, 2)[-1]
+    flat = np.array(sorted(gpt2_numpy.softmax(logits / 2), reverse=True))
+    count = int((flat.cumsum() < 0.95).sum()) + 1
+    assert 200 < count < 257
+    watched.page.fill("#next-temperature", "2")
+    plain = [float(row[-1].rstrip("%")) for row in candidates(watched.page)]
+    assert plain == pytest.approx(100 * flat[:10], abs=0.051)
+    watched.page.fill("#next-top-p", "0.95")
+    kept = [float(row[-1].rstrip("%")) for row in candidates(watched.page)]
+    assert kept == pytest.approx(100 * flat[:10] / flat[:count].sum(), rel=0.01, abs=0.051)
+    assert sum(kept) / sum(plain) == pytest.approx(1 / 0.95, abs=0.02)
+    assert watched.text(".summary") == "More than 200 of 257 tokens can be drawn."
+
+
+def test_a_click_right_behind_typing_leaves_what_was_typed(watched, service):
+    watched.open(service.address, "The sky is")
+    watched.page.locator("#prompt").press_sequentially(" blue", delay=0)
+    watched.page.locator(".candidate").first.click()
+    watched.shown("next", key=list(b"The sky is blue"))
+    assert watched.page.input_value("#prompt") == "The sky is blue"
+
+
 def test_layers_and_heads_are_switched_by_slider_and_by_their_small_maps(watched, service, weights):
     watched.open(service.address, "abcdef", "attention")
     layers = gpt2_steps.forward(list(b"abcdef"), weights, 2, 2)["layers"]
@@ -207,6 +246,55 @@ def test_halves_are_marked_where_a_separator_is(watched, service):
     assert halves == ["source"] * 5 + ["separator"] * 6 + ["target"] * 6
 
 
+def test_halves_are_marked_by_the_special_token_of_the_model(browser, tmp_path):
+    vocabulary = tmp_path / "v.tiktoken"
+    write_ranks(vocabulary, {bytes([byte]): byte for byte in range(256)}, ("<to-pt-br>",))
+    with service_of(write_tiny_checkpoint(tmp_path / "run", vocabulary=str(vocabulary))) as address:
+        watched = Watched(browser, SCREENS["laptop"])
+        watched.page.goto(f"{address}/#attention")
+        watched.page.get_by_role("button", name="Add a new page <to-pt-br>").click()
+        watched.page.fill("#prompt", "cat <to-pt-br> gato")
+        watched.shown("attention", key=[*b"cat ", 257, *b" gato"])
+        assert "<to-pt-br>" in watched.text("#view-attention .halves")
+        halves = [chip.get_attribute("data-half") for chip in watched.page.locator("#strip .chip").all()]
+        assert halves == ["source"] * 4 + ["separator"] + ["target"] * 5
+        watched.check(address)
+        watched.context.close()
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_music_has_a_piano_roll_on_which_notes_are_chosen(browser, tmp_path, screen):
+    music = "v16 on60 t50 off60 on72 t50 off72"
+    with service_of(write_tiny_checkpoint(tmp_path / "run", vocabulary="music")) as address:
+        watched = Watched(browser, SCREENS[screen])
+        watched.page.goto(f"{address}/#attention")
+        watched.page.fill("#prompt", music)
+        watched.shown("attention", key=load_tokenizer("music").encode(music).tolist())
+        assert watched.page.locator("#strip .chip").all_inner_texts() == music.split()
+        roll = watched.page.locator(".roll")
+        assert roll.get_attribute("aria-label").startswith("2 notes;")
+        box = roll.bounding_box()
+        # From 58 to 74 are 17 rows, high pitches above: 72 is in the third, in the second half of the time.
+        roll.click(position={"x": box["width"] * 0.75, "y": box["height"] * 2.5 / 17})
+        watched.shown("attention", position=4)
+        roll.click(position={"x": box["width"] * 0.25, "y": box["height"] * 14.5 / 17})
+        watched.shown("attention", position=1)
+        watched.check(address)
+        watched.context.close()
+
+
+def test_a_tap_on_the_map_chooses_the_token_of_its_row(browser, service):
+    watched = Watched(browser, SCREENS["phone"], has_touch=True, is_mobile=True)
+    watched.open(service.address, "abcdef", "attention")
+    canvas = watched.page.locator(".map")
+    box = canvas.bounding_box()
+    canvas.tap(position={"x": 120, "y": box["height"] * 2.5 / 6})
+    watched.shown("attention", position=2)
+    assert watched.text("#view-attention .reading").startswith("c looks at")
+    watched.check(service.address)
+    watched.context.close()
+
+
 def test_a_step_shows_the_numbers_and_hides_what_lies_ahead(watched, service, weights):
     watched.open(service.address, "abcdef", "step")
     watched.page.locator("#strip .chip").nth(3).click()
@@ -222,6 +310,39 @@ def test_a_step_shows_the_numbers_and_hides_what_lies_ahead(watched, service, we
     assert watched.page.locator(".logits tbody tr").count() == 10
 
 
+def test_the_logit_lens_keeps_focus_and_scroll_and_names_the_runners_up(watched, service, weights):
+    text = "abcdefghijklmnop"
+    watched.open(service.address, text, "step")
+    watched.page.evaluate("document.querySelector('.scroll').scrollTop = 60")
+    watched.page.locator(".lens button").nth(1).focus()
+    watched.page.keyboard.press("Enter")
+    watched.shown("step", layer=1)
+    assert watched.page.evaluate("document.activeElement.textContent") == "layer 2"
+    assert watched.page.evaluate("document.querySelector('.scroll').scrollTop") == 60
+    last = gpt2_steps.forward(list(text.encode()), weights, 2, 2)["lens"][-1][-1]
+    shares = sorted(gpt2_numpy.softmax(last), reverse=True)
+    then = watched.page.locator(".lens tbody tr").last.locator(".then").all_inner_texts()
+    assert [words.split()[-1] for words in then] == [as_percent(share) for share in shares[1:3]]
+
+
+def test_exact_numbers_are_reached_by_keyboard_and_by_touch(browser, service, weights):
+    watched = Watched(browser, SCREENS["phone"], has_touch=True, is_mobile=True)
+    watched.open(service.address, "abc", "step")
+    expected = weights["wte.weight"][ord("c")].tolist()
+    vector = watched.page.get_by_role("slider", name="Token", exact=True)
+    said = watched.page.locator(".vector-box", has=vector).locator(".numbers")
+    vector.focus()
+    for key, index in (("End", 31), ("ArrowLeft", 30), ("Home", 0), ("ArrowRight", 1)):
+        watched.page.keyboard.press(key)
+        told, value = said.inner_text().split(" = ")
+        assert (told, float(value)) == (f"[{index}]", pytest.approx(expected[index], rel=1e-6))
+        assert vector.get_attribute("aria-valuetext") == said.inner_text()
+    vector.tap(position={"x": vector.bounding_box()["width"] * 10.5 / 32, "y": 9})
+    assert said.inner_text().startswith("[10] = ")
+    watched.check(service.address)
+    watched.context.close()
+
+
 def test_a_text_is_written_token_by_token_and_can_be_stopped(watched, service):
     watched.open(service.address, "abc")
     watched.page.get_by_role("tab", name="Generate").click()
@@ -235,6 +356,12 @@ def test_a_text_is_written_token_by_token_and_can_be_stopped(watched, service):
     assert texts[0] == texts[1]
     assert texts[0].startswith("abc")
     assert watched.text(".rate").startswith("20 tokens")
+    watched.page.locator(".drawn-token").first.focus()
+    watched.page.keyboard.press("ArrowRight")
+    told = watched.text(".told")
+    assert told.endswith("% likely.")
+    watched.page.locator(".drawn-token").nth(2).click()
+    assert watched.page.evaluate("document.activeElement === document.querySelectorAll('.drawn-token')[2]")
     watched.page.fill("#most", "500")
     write.click()
     watched.page.wait_for_selector(".drawn-token")
@@ -276,6 +403,66 @@ def test_no_view_is_wider_than_the_screen(watched, service):
         if name != "Generate":
             watched.page.wait_for_function("() => !document.body.classList.contains('busy')")
         assert not watched.is_too_wide(), name
+
+
+def luminance(colour):
+    """Return the relative luminance of WCAG 2.2 of an rgb() or a hexadecimal colour."""
+    if colour.startswith("#"):
+        channels = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+    else:
+        channels = [float(number) for number in re.findall(r"[\d.]+", colour)[:3]]
+    linear = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+READ_TEXTS = """() => {
+    const found = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+        const owner = walker.currentNode.parentElement;
+        const isRead = owner.checkVisibility() && !owner.closest(":disabled, noscript, script");
+        if (!walker.currentNode.textContent.trim() || !isRead) continue;
+        let box = owner;
+        while (box && getComputedStyle(box).backgroundColor === "rgba(0, 0, 0, 0)") box = box.parentElement;
+        const behind = getComputedStyle(box ?? document.body).backgroundColor;
+        let opacity = 1;
+        for (let at = owner; at; at = at.parentElement) opacity *= getComputedStyle(at).opacity;
+        found.push([walker.currentNode.textContent.trim(), getComputedStyle(owner).color, behind, opacity]);
+    }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("screen", SCREENS)
+def test_every_text_stands_out_from_what_is_behind_it(browser, service, screen, scheme):
+    watched = Watched(browser, SCREENS[screen], color_scheme=scheme, reduced_motion="reduce")
+    page = watched.page
+    watched.open(service.address, "long story TL;DR: short", "attention")
+    page.locator("#strip .chip").nth(12).click()
+    watched.shown("attention", position=12)
+    for name in TABS:
+        page.get_by_role("tab", name=name).click()
+        if name != "Generate":
+            page.wait_for_function("() => !document.body.classList.contains('busy')")
+        else:
+            page.fill("#most", "8")
+            page.get_by_role("button", name="Write", exact=True).click()
+            page.wait_for_function("() => document.querySelector('.rate').textContent.endsWith('allowed')")
+        for text, ink, behind, opacity in page.evaluate(READ_TEXTS):
+            if not behind.startswith("color("):  # a mixture, of the tints below
+                assert opacity == 1, (name, text)
+                assert contrast(ink, behind) >= 4.5, (name, text, ink, behind)
+    fills = page.evaluate(
+        "import('/page/colours.js').then((made) => [...Array(201).keys()].map((share) => made.fillFor(share / 200)))"
+    )
+    assert min(contrast(fill["colour"], fill["ink"]) for fill in fills) >= 4.5
+    watched.check(service.address)
+    watched.context.close()
 
 
 def test_errors_of_the_service_are_sentences_and_pass(browser, service):
@@ -325,8 +512,10 @@ def test_a_service_with_a_key_asks_for_it_on_the_page(browser, service, monkeypa
 def test_a_written_file_shows_the_same_without_a_service(browser, service, tmp_path):
     file = tmp_path / "page.html"
     command = ["--checkpoint", str(service.run), "--prompt", "abcdef", "--html", str(file)]
+    # With as many threads as the service, whose sums end in the same bits.
+    alike = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "jobs", "inspect", *command], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "jobs", "inspect", *command], check=True, capture_output=True, text=True, env=alike
     )
     assert str(file) in done.stdout
     live, filed = Watched(browser, SCREENS["laptop"]), Watched(browser, SCREENS["laptop"])

@@ -10,14 +10,20 @@ export function forgetColours() {
 
 // Shares are drawn by their square root: a weight of 1% can still be seen beside one of 90%.
 export function fillFor(share) {
-  const place = Math.sqrt(Math.min(Math.max(share, 0), 1));
-  return { colour: between(colours().scale, place), isDeep: place > 0.6 };
+  const fill = between(colours().scale, Math.sqrt(Math.min(Math.max(share, 0), 1)));
+  return { colour: css(fill), ink: inkOn(fill) };
+}
+
+// Black or white, whichever stands out: at the luminance 0.179 both do by 4.58 to 1, elsewhere the better one by more.
+function inkOn(fill) {
+  const [red, green, blue] = fill.map((value) => (value <= 10.31 ? value / 3294.6 : ((value / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "#000000" : "#ffffff";
 }
 
 export function signedColour(value, limit) {
   const place = limit > 0 ? Math.sqrt(Math.min(Math.abs(value) / limit, 1)) : 0;
   const { zero, minus, plus } = colours();
-  return between([zero, value < 0 ? minus : plus], place);
+  return css(between([zero, value < 0 ? minus : plus], place));
 }
 
 export function named(name) {
@@ -48,7 +54,7 @@ export function shareLegend(label) {
   const draw = () => {
     const context = prepare(canvas, 200, 10);
     for (let x = 0; x < 200; x++) {
-      context.fillStyle = between(colours().scale, x / 199);
+      context.fillStyle = css(between(colours().scale, x / 199));
       context.fillRect(x, 0, 1, 10);
     }
   };
@@ -70,6 +76,9 @@ function channels(hex) {
 function between(stops, place) {
   const scaled = place * (stops.length - 1);
   const first = Math.min(Math.floor(scaled), stops.length - 2);
-  const mixed = stops[first].map((from, index) => Math.round(from + (stops[first + 1][index] - from) * (scaled - first)));
+  return stops[first].map((from, index) => Math.round(from + (stops[first + 1][index] - from) * (scaled - first)));
+}
+
+function css(mixed) {
   return `rgb(${mixed.join(" ")})`;
 }

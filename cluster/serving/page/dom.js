@@ -48,6 +48,15 @@ export function rove(event, elements, choose, columns = 1) {
   choose(to);
 }
 
+// Replaces what is in an element. The part with the focus keeps it, by its data-keep, and boxes stay where they were scrolled to.
+export function redraw(element, ...children) {
+  const kept = element.contains(document.activeElement) ? document.activeElement.dataset.keep : undefined;
+  const tops = [...element.querySelectorAll(".scroll")].map((box) => box.scrollTop);
+  element.replaceChildren(...children);
+  [...element.querySelectorAll(".scroll")].forEach((box, index) => (box.scrollTop = tops[index] ?? 0));
+  if (kept !== undefined) element.querySelector(`[data-keep="${kept}"]`)?.focus({ preventScroll: true });
+}
+
 export function inWords(template, ...parts) {
   // "a {} b {}" with elements in the places of {}.
   const pieces = template.split("{}");

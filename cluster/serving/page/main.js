@@ -1,6 +1,6 @@
 import { byId, el, grouped, rove } from "./dom.js";
 import { forgetColours } from "./colours.js";
-import { onChange, state, update } from "./state.js";
+import { onChange, promptNow, state, update } from "./state.js";
 import { ask, keepKey, recorded, sentenceOf } from "./source.js";
 import { onTryAgain, visibleProblem } from "./problem.js";
 import { renderStrip } from "./tokens.js";
@@ -154,7 +154,8 @@ async function load() {
   setBusy(true);
   try {
     if (!hasBegun) await begin();
-    accept(await ask(queryFor(wanted ?? []), controller.signal));
+    const prompt = promptNow();
+    accept(await ask(queryFor(wanted ?? []), controller.signal), prompt);
     visibleProblem(null);
   } catch (error) {
     if (error.name !== "AbortError") visibleProblem(sentenceOf(error), error);
@@ -166,13 +167,12 @@ async function load() {
 function queryFor(wanted) {
   const prompt = state.ids ?? state.text;
   // What depends on the text, or the model, alone is asked for once.
-  const kept = { heads: state.answer?.prompt === JSON.stringify(prompt) && state.answer.heads, anatomy: state.answer?.anatomy };
+  const kept = { heads: state.answer?.prompt === promptNow() && state.answer.heads, anatomy: state.answer?.anatomy };
   const query = { prompt, show: wanted.filter((part) => !kept[part]), layer: state.layer, head: state.head };
   return state.position === null ? query : { ...query, position: state.position };
 }
 
-function accept(answer) {
-  const prompt = JSON.stringify(state.ids ?? state.text);
+function accept(answer, prompt) {
   const key = JSON.stringify(answer.tokens.map((entry) => entry.id));
   const kept = state.answer ?? {};
   const heads = kept.prompt === prompt ? kept.heads : undefined;

@@ -1,15 +1,16 @@
 // What temperature, top-k and top-p make of the next token's distribution: what the service itself does.
 
 // Returns the probability of every candidate sent, how many tokens can be drawn (null: more than were sent),
-// and the share of the model's own probability those hold.
+// and, where that is known, the share of the model's own probability those hold.
 export function shape(next, temperature, topK, topP) {
   const logits = next.candidates.map((candidate) => candidate.logit);
   const kept = temperature === 0 || topK === 1 ? 1 : countKept(next, logits, temperature, topK, topP);
   const own = next.candidates.map((candidate) => candidate.probability);
   if (kept === null) {
     const { weights, rest } = weigh(next, logits, temperature);
-    const total = sum(weights) + rest;
-    return { probabilities: weights.map((weight) => weight / total), kept: null, share: 1 };
+    // Top-p keeps its share of all, or a part of one token more.
+    const total = topP * (sum(weights) + rest);
+    return { probabilities: weights.map((weight) => weight / total), kept: null };
   }
   const weights = temperature === 0 ? [1] : weigh(next, logits.slice(0, kept), temperature).weights;
   const total = sum(weights);

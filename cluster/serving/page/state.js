@@ -1,3 +1,5 @@
+import { recorded } from "./source.js";
+
 // What the page shows, in one place. Views read it and are told of every change.
 
 const listeners = [];
@@ -24,6 +26,15 @@ export function onChange(listener) {
 export function update(changes) {
   Object.assign(state, changes);
   for (const listener of listeners) listener(changes);
+}
+
+export function promptNow() {
+  return JSON.stringify(state.ids ?? state.text);
+}
+
+// False from the first letter typed behind an answer until the next one is there.
+export function isCurrent(answer) {
+  return recorded !== null || answer.prompt === promptNow();
 }
 
 export function positionShown() {

@@ -37,11 +37,12 @@ export function renderStrip(weights) {
   const chips = chipsFor(strip, answer.tokens);
   const selected = positionShown();
   chips.forEach((chip, index) => {
-    const weight = weights && index < weights.length ? weights[index] : null;
-    const fill = weight === null ? null : fillFor(weight);
+    const isLater = index > (state.hovered ?? selected);
+    const fill = weights && index < weights.length && !isLater ? fillFor(weights[index]) : null;
     chip.style.backgroundColor = fill ? fill.colour : "";
-    chip.classList.toggle("deep", fill !== null && fill.isDeep);
-    chip.classList.toggle("later", index > (state.hovered ?? selected));
+    chip.style.color = fill ? fill.ink : "";
+    chip.classList.toggle("filled", fill !== null);
+    chip.classList.toggle("later", isLater);
     chip.classList.toggle("hovered", index === state.hovered);
     chip.setAttribute("aria-checked", String(index === selected));
     chip.disabled = recorded !== null && state.view !== "attention" && index !== selected;

@@ -21,7 +21,10 @@ export function buildAttention() {
   const roll = pianoRoll();
   canvas.addEventListener("pointermove", (event) => hover(canvas, event));
   canvas.addEventListener("pointerleave", () => state.hovered !== null && update({ hovered: null }));
-  canvas.addEventListener("click", () => state.hovered !== null && update({ position: state.hovered, hovered: null }));
+  canvas.addEventListener("click", (event) => {
+    const row = rowAt(canvas, event);
+    if (row !== null) update({ position: row, hovered: null });
+  });
   const map = el("div", { class: "card" }, el("h2", {}, "One head"), sliders.element, reading, halves,
     el("div", { class: "map-box" }, canvas), legend.element, roll.element);
   const all = el("div", { class: "card side" }, el("h2", {}, "All heads"),
@@ -125,11 +128,17 @@ function drawHalves(context, separator, { left, cell, side }) {
 }
 
 function hover(canvas, event) {
+  if (event.pointerType === "touch") return;
+  const row = rowAt(canvas, event);
+  if (row !== null && row !== state.hovered) update({ hovered: row });
+}
+
+function rowAt(canvas, event) {
   const { answer } = state;
-  if (!answer?.attention || event.pointerType === "touch") return;
+  if (!answer?.attention) return null;
   const { cell } = layoutOf(canvas, answer.tokens.length);
   const row = Math.floor(event.offsetY / cell);
-  if (row >= 0 && row < answer.tokens.length && row !== state.hovered) update({ hovered: row });
+  return row >= 0 && row < answer.tokens.length ? row : null;
 }
 
 function renderGlance(glance, answer) {

@@ -1,8 +1,9 @@
-import { el, percent } from "./dom.js";
+import { el, percent, rove } from "./dom.js";
 import { samplingSliders } from "./controls.js";
 import { state, update } from "./state.js";
 import { complete, sentenceOf } from "./source.js";
 import { visibleProblem } from "./problem.js";
+import { token } from "./tokens.js";
 
 // A completion as it is written, each token tinted by how likely the model held it to be.
 
@@ -15,7 +16,11 @@ export function buildGenerate() {
   const keep = el("button", { type: "button", class: "quiet", hidden: true }, "Take it as the text");
   const said = el("p", { class: "note rate", role: "status" }, "The same seed writes the same text.");
   const written = el("div", { class: "written" }, el("p", { class: "empty" }, "What the model writes appears here."));
-  const parts = { seed, most, start, stop, keep, said, written, run: null };
+  const told = el("p", { class: "note told", "aria-live": "polite" });
+  written.addEventListener("pointerover", (event) => tell(told, event.target));
+  written.addEventListener("focusin", (event) => tell(told, event.target));
+  written.addEventListener("keydown", (event) => rove(event, [...written.querySelectorAll(".drawn-token")], () => {}));
+  const parts = { seed, most, start, stop, keep, said, told, written, run: null };
   start.addEventListener("click", () => write(parts));
   stop.addEventListener("click", () => parts.run?.abort());
   keep.addEventListener("click", () => update({ ids: null, text: parts.whole, position: null }));
@@ -24,7 +29,7 @@ export function buildGenerate() {
     el("div", { class: "buttons" }, start, stop));
   const page = el("div", { class: "card" }, written, el("div", { class: "written-foot" }, said, keep),
     el("p", { class: "note key-note" }, el("i", { class: "swatch likely" }), "as expected", el("i", { class: "swatch surprising" }),
-      "a surprise; hover for its probability"));
+      "a surprise; point at a token, or choose it, for its probability"), told);
   return { root: el("div", { class: "columns controls-first" }, page, side), render: sliders.render, show: null };
 }
 
@@ -33,7 +38,7 @@ function field(id, label, input) {
 }
 
 async function write(parts) {
-  const { start, stop, keep, said, written } = parts;
+  const { start, stop, keep, said, told, written } = parts;
   const run = new AbortController();
   parts.run = run;
   start.disabled = true;
@@ -42,6 +47,7 @@ async function write(parts) {
   visibleProblem(null);
   parts.whole = state.answer?.model.is_music ? `${state.text.trimEnd()} ` : state.text;
   written.replaceChildren(el("span", { class: "given" }, parts.whole));
+  told.replaceChildren();
   said.textContent = "reading the text …";
   const progress = { tokens: 0, begun: null, ended: performance.now(), reason: null };
   try {
@@ -79,15 +85,21 @@ function takeIn(event, parts, progress) {
   parts.whole += choice.text;
   const isWhole = tokens.join("") === choice.text;
   const pieces = isWhole ? tokens.map((text, index) => [text, logprobs[index]]) : [[choice.text, logprobs[0] ?? null]];
-  for (const [text, logprob] of pieces) if (text) parts.written.append(writtenToken(text, logprob));
+  for (const [text, logprob] of pieces) if (text) parts.written.append(writtenToken(text, logprob, parts.written.children.length === 1));
   parts.said.textContent = rateOf(progress);
 }
 
-function writtenToken(text, logprob) {
-  const element = el("span", { class: "drawn-token" }, text);
+function tell(told, element) {
+  const { probability } = element.dataset;
+  if (probability) told.replaceChildren(token({ text: element.textContent }), ` was held to be ${percent(Number(probability))} likely.`);
+}
+
+// Of the written tokens one can be tabbed to; the arrow keys go on from there.
+function writtenToken(text, logprob, isFirst) {
+  const element = el("span", { class: "drawn-token", tabindex: isFirst ? 0 : -1 }, text);
   if (logprob !== null && logprob !== undefined) {
     const probability = Math.exp(logprob);
-    element.title = `held to be ${percent(probability)} likely`;
+    element.dataset.probability = probability;
     element.classList.toggle("surprise", probability < 0.1);
     element.style.setProperty("--surprise", String(Math.min(1, -Math.log10(Math.max(probability, 1e-4)) / 4)));
   }

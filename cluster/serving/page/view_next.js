@@ -1,7 +1,7 @@
 import { el, grouped, inWords, percent, rove } from "./dom.js";
 import { samplingSliders } from "./controls.js";
 import { shape } from "./shaping.js";
-import { positionShown, state, update } from "./state.js";
+import { isCurrent, positionShown, state, update } from "./state.js";
 import { recorded } from "./source.js";
 import { token, tokenName, tokenText } from "./tokens.js";
 
@@ -24,14 +24,15 @@ export function buildNext() {
     el("p", { class: "note key-note" }, el("i", { class: "swatch drawn" }), "as it would be drawn"), summary);
   const root = el("div", { class: "columns" },
     el("div", { class: "card" }, heading, list, el("p", { class: "note" }, how)), side);
-  const render = () => renderNext({ heading, rows, summary, sliders });
+  const render = () => renderNext({ heading, list, rows, summary, sliders });
   return { root, render, show: ["next"] };
 }
 
-function renderNext({ heading, rows, summary, sliders }) {
+function renderNext({ heading, list, rows, summary, sliders }) {
   sliders.render();
   const { answer } = state;
   if (!answer?.next) return;
+  list.classList.toggle("stale", !isCurrent(answer));
   const at = positionShown();
   heading.replaceChildren(inWords("After {}", token(answer.tokens[at])));
   const shaped = shape(answer.next, state.temperature, state.topK, state.topP);
@@ -72,12 +73,12 @@ function fillRow(row, candidate, probability, { widest, follows }) {
   row.item.classList.toggle("follows", follows !== undefined && follows.id === candidate.id);
   const own = `the model gives it ${percent(candidate.probability)}`;
   row.button.title = follows?.id === candidate.id ? `${own}; this is what follows in the text` : own;
-  row.button.setAttribute("aria-label", `Append ${tokenName(candidate)}: ${percent(probability)}`);
+  row.button.setAttribute("aria-label", `Append ${tokenName(candidate)}: drawn with ${percent(probability)}; ${own}`);
 }
 
 function append(index) {
   const { answer } = state;
-  if (!answer?.next || state.isBusy) return;
+  if (!answer?.next || state.isBusy || !isCurrent(answer)) return;
   const kept = answer.tokens.slice(0, positionShown() + 1).map((entry) => entry.id);
   update({ ids: [...kept, answer.next.candidates[index].id], position: null, hovered: null });
 }

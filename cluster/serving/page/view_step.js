@@ -1,4 +1,4 @@
-import { el, inWords, percent, shown } from "./dom.js";
+import { el, inWords, percent, redraw, shown } from "./dom.js";
 import { prepare, signedColour } from "./colours.js";
 import { placeSliders } from "./controls.js";
 import { positionShown, state, update } from "./state.js";
@@ -22,10 +22,10 @@ export function buildStep() {
     const { answer } = state;
     if (!answer?.step || !answer.lens || !answer.next) return;
     heading.replaceChildren(inWords(`{} in layer ${answer.layer + 1}`, token(answer.tokens[positionShown()])));
-    way.replaceChildren(...stagesOf(answer));
+    redraw(way, ...stagesOf(answer));
     for (const draw of way.querySelectorAll("canvas")) drawVector(draw);
-    lens.replaceChildren(...lensOf(answer));
-    logits.replaceChildren(...logitsOf(answer));
+    redraw(lens, ...lensOf(answer));
+    redraw(logits, ...logitsOf(answer));
   };
   return { root, render, show: ["step", "lens", "next"] };
 }
@@ -55,17 +55,31 @@ function stage(title, formula, ...content) {
 const vectorsOnPage = new WeakMap();
 
 function vector(name, values) {
-  const canvas = el("canvas", { class: "vector", "aria-hidden": "true" });
   const length = Math.sqrt(values.reduce((total, value) => total + value * value, 0));
-  const first = values.slice(0, NUM_NUMBERS).map(shown).join("  ");
-  const numbers = el("p", { class: "numbers" }, `${first}${values.length > NUM_NUMBERS ? "  …" : ""}`);
+  const first = values.slice(0, NUM_NUMBERS).map(shown).join("  ") + (values.length > NUM_NUMBERS ? "  …" : "");
+  const numbers = el("p", { class: "numbers" }, first);
+  const canvas = el("canvas", { class: "vector", role: "slider", tabindex: 0, "aria-label": name, "aria-valuemin": 0,
+    "aria-valuemax": values.length - 1, "data-keep": name });
+  let at = 0;
+  const say = (index) => {
+    at = Math.min(values.length - 1, Math.max(0, index));
+    numbers.textContent = `[${at}] = ${values[at]}`;
+    canvas.setAttribute("aria-valuenow", at);
+    canvas.setAttribute("aria-valuetext", numbers.textContent);
+  };
+  const point = (event) => say(Math.floor((event.offsetX / canvas.clientWidth) * values.length));
+  const leave = () => (numbers.textContent = first);
+  const keys = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 10, PageDown: -10, Home: -Infinity, End: Infinity };
   vectorsOnPage.set(canvas, values);
-  canvas.addEventListener("pointermove", (event) => {
-    const index = Math.min(values.length - 1, Math.max(0, Math.floor((event.offsetX / canvas.clientWidth) * values.length)));
-    numbers.textContent = `[${index}] = ${values[index]}`;
-  });
-  canvas.addEventListener("pointerleave", () => {
-    numbers.textContent = `${first}${values.length > NUM_NUMBERS ? "  …" : ""}`;
+  canvas.addEventListener("pointerdown", point);
+  canvas.addEventListener("pointermove", point);
+  canvas.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && leave());
+  canvas.addEventListener("focus", () => say(at));
+  canvas.addEventListener("blur", leave);
+  canvas.addEventListener("keydown", (event) => {
+    if (!(event.key in keys)) return;
+    event.preventDefault();
+    say(at + keys[event.key]);
   });
   return el("div", { class: "vector-box" },
     el("p", { class: "vector-name" }, name, el("span", { class: "note" }, `${values.length} numbers, length ${shown(length)}`)), canvas, numbers);
@@ -95,7 +109,7 @@ function scoresOf(step, tokens) {
   });
   const table = el("table", { class: "scores" }, el("thead", {}, el("tr", {}, ...["token", "score", "masked", "weight"].map((name) => el("th", { scope: "col" }, name)))),
     el("tbody", {}, ...rows));
-  return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Scores of every token" }, table);
+  return el("div", { class: "scroll", tabindex: 0, role: "region", "data-keep": "scores", "aria-label": "Scores of every token" }, table);
 }
 
 function lensOf(answer) {
@@ -104,10 +118,10 @@ function lensOf(answer) {
     const bar = el("i", { class: "drawn" });
     bar.style.width = `${best.probability * 100}%`;
     const name = index === 0 ? "embedding" : `layer ${index}`;
-    const others = entry.top.slice(1).map((other) => `${other.text} ${percent(other.probability)}`).join(", ");
-    return el("tr", { class: index === answer.layer + 1 ? "self" : "", title: others ? `then ${others}` : "" },
-      el("th", { scope: "row" }, index === 0 ? name : el("button", { type: "button", class: "link", onclick: () => update({ layer: index - 1 }) }, name)),
-      el("td", {}, token(best)),
+    const others = entry.top.slice(1).map((other) => el("span", { class: "then" }, token(other), ` ${percent(other.probability)}`));
+    return el("tr", { class: index === answer.layer + 1 ? "self" : "" },
+      el("th", { scope: "row" }, index === 0 ? name : el("button", { type: "button", class: "link", "data-keep": name, onclick: () => update({ layer: index - 1 }) }, name)),
+      el("td", {}, token(best), ...others),
       el("td", { class: "bar-cell" }, el("span", { class: "bar", "aria-hidden": "true" }, bar), el("span", { class: "value" }, percent(best.probability))),
       el("td", { class: "rank" }, `${entry.chosen.rank}`));
   });
