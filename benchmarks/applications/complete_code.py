@@ -3,8 +3,8 @@
     python -m benchmarks.applications.complete_code [--checkpoint runs/quickstart/model] [--steps 600]
 
 The examples are small functions of the standard library: the first line of the documentation string, and the function
-without it. The checkpoint, which has read the library, is asked with 0, 1 and 4 examples before the question; beside
-it the same checkpoint after fine-tuning on the other functions, asked with none.
+without it. The checkpoint, which has read the library and with it the held-out functions, is asked with 0, 1 and 4
+examples before the question; beside it the same checkpoint after fine-tuning on the other functions, asked with none.
 """
 
 import ast

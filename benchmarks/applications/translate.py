@@ -1,13 +1,15 @@
 """English to French, from message catalogues and names: a table of BLEU on held-out strings.
 
     pip install django babel sacrebleu
-    pip download --no-deps -d wheels pretix weblate wagtail django-oscar sphinx pycountry
+    pip download --no-deps -d wheels pretix==2026.8.0 weblate==5.14.3 wagtail==8.0.1 django-oscar==4.2.1
+    pip download --no-deps -d wheels sphinx==9.0.4 pycountry==26.2.16
     python -m benchmarks.applications.translate [--wheels wheels/*.whl] [--checkpoint runs/quickstart/model]
 
 The pairs are Django's own French messages, the names of languages, countries, scripts, currencies and variants that
 Babel carries from CLDR, and the French catalogues of the wheels, which are read and not installed: each English
 string once; a share, by a hash, is held out. Copying the source is the score to beat: names are often the same in
-both languages. BLEU is sacreBLEU's, with the signature it asks to be quoted.
+both languages. BLEU is sacreBLEU's, with the signature it asks to be quoted. The versions are those that were measured:
+they and Django 5.2.19 and Babel 2.18.0 give 26,339 pairs to learn and 929 held out.
 """
 
 import time

@@ -1,9 +1,14 @@
 """Promises of gpt_core.finetuning.templates: a model is asked as it was taught."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from gpt_core.errors import SettingsError
 from gpt_core.finetuning.templates import TEMPLATES, few_shot_prompt, find_template, separators_of, stop_strings
+from gpt_core.generation.prompts import read_range, scan_prompts
+from gpt_core.generation.request import Sampling
 from gpt_core.tokens.tokenizer import load_tokenizer
 from gpt_core.tokens.train_tokenizer import write_ranks
 
@@ -86,3 +91,16 @@ def test_a_few_shot_prompt_shows_its_examples_and_ends_where_the_next_begins():
     assert stop_strings(template) == ("\n[example]", "[toCode]")
     assert few_shot_prompt(template, [], "one") == template.prompt("one")
     assert stop_strings(find_template("summarize")) == ("\n",)
+
+
+def test_the_documented_few_shot_prompts_are_prompts_of_herd_generate(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    [program] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(program, {})
+    scan = scan_prompts(("prompts.jsonl",), Sampling(), 8)
+    assert not scan.rejects
+    first, second = (prompt for cut in scan.ranges for prompt in read_range(scan.files, cut, Sampling()))
+    shown = "[example] Return the larger number. [toCode] max(a, b)\n[example] Return the length of a list. [toCode] "
+    assert first.text == f"{shown}len(items)\n[example] Return the smaller number. [toCode]"
+    assert first.sampling.stop == second.sampling.stop == ("\n[example]", "[toCode]")
