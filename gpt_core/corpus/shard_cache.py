@@ -8,6 +8,7 @@ worker holds none, and what it was fetching is removed by whoever needs the room
 import contextlib
 import fcntl
 import os
+import re
 import stat
 import tempfile
 import time
@@ -22,6 +23,7 @@ from gpt_core.storage import Storage, is_url
 
 DEFAULT_CACHE_BYTES = 16 << 30
 _SUFFIX, _PART_SUFFIX = ".arrow", ".part"
+_OWN_NAME = re.compile(r"[0-9a-f]{32}\.(arrow|part)")
 _READ_BYTES = 4 << 20
 _TRIES = 8  # with pauses that double: about half a minute of throttling
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 10.0
@@ -172,7 +174,7 @@ class ShardCache:
         """Yield when each copy was used last, its bytes and its path."""
         with os.scandir(self.folder) as entries:
             for entry in entries:
-                if entry.name.endswith((_SUFFIX, _PART_SUFFIX)):
+                if _OWN_NAME.fullmatch(entry.name):  # a folder that a user names may hold files of theirs
                     try:
                         found = entry.stat()
                     except FileNotFoundError:

@@ -127,6 +127,21 @@ def test_the_cache_never_holds_more_than_its_bytes_and_drops_what_was_unused_for
     assert cache.has(others[3])
 
 
+def test_files_of_others_in_the_cache_folder_are_neither_removed_nor_counted(stored: str, tmp_path: Path) -> None:
+    first, second, *_ = shards_of(Corpus(stored))
+    names = ("mine.arrow", "mine.part", f"{'0' * 31}.arrow", f"{'0' * 32}.arrow.bak", f"{'G' * 32}.arrow")
+    cache = ShardCache(tmp_path / "cache", max(first.num_bytes, second.num_bytes) + 10)
+    for name in names:
+        (cache.folder / name).write_bytes(bytes(2 * cache.max_bytes))
+    for shard in (first, second):  # there is room for one of them
+        held = cache.hold(shard)
+        assert held is not None
+        held.close()
+    assert not cache.has(first)
+    assert all((cache.folder / name).exists() for name in names)
+    assert cache.num_bytes() == second.num_bytes
+
+
 def test_a_copy_in_use_is_not_removed_and_without_room_the_store_is_read_itself(
     tiny: TinyCorpus, stored: str, tmp_path: Path
 ) -> None:
