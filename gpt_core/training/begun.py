@@ -6,11 +6,11 @@ it, by the driver, and by `herd replay` and `herd compare`.
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from gpt_core import sealed_json
 from gpt_core.errors import CheckpointError
 from gpt_core.ledger import differences
+from gpt_core.storage import location
 from gpt_core.training import checkpoint
 from gpt_core.training.checkpoint import DamagedCheckpointError, Description
 from gpt_core.training.training_plan import TrainingPlan, check_resume
@@ -48,7 +48,7 @@ def write(begun: Begun) -> None:
     Raises:
         CheckpointError: The disk is full or the folder cannot be written.
     """
-    path = Path(begun.plan.output) / BEGUN
+    path = location(begun.plan.output) / BEGUN
     try:
         sealed_json.write(path, {"corpus_digest": begun.corpus_digest, "plan": begun.plan.to_dict()})
     except OSError as error:
@@ -62,7 +62,7 @@ def read(run_folder: str) -> Begun | None:
     Raises:
         CorpusError: A bit of it is not as it was written.
     """
-    content = sealed_json.read(Path(run_folder) / BEGUN)
+    content = sealed_json.read(location(run_folder) / BEGUN)
     if content is None:
         return None
     return Begun(content["corpus_digest"], TrainingPlan.from_dict(content["plan"]))

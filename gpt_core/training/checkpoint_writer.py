@@ -1,15 +1,15 @@
 """Checkpoints written behind the training thread's back.
 
-The training thread takes a snapshot and goes on; a thread of this module writes, syncs and renames.
+The training thread takes a snapshot and goes on; a thread of this module writes.
 One write is under way at a time, and its outcome, good or bad, reaches the training thread.
 """
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 from torch import Tensor
 
+from gpt_core.storage import Location
 from gpt_core.training import checkpoint
 from gpt_core.training.checkpoint import Description
 
@@ -23,14 +23,16 @@ class CheckpointWriter:
         committed: Called with (path, step, metrics) by ``poll`` or ``wait``, on their thread.
     """
 
-    def __init__(self, run_folder: str, keep: int, committed: Callable[[Path, int, dict[str, float]], None]) -> None:
+    def __init__(
+        self, run_folder: str, keep: int, committed: Callable[[Location, int, dict[str, float]], None]
+    ) -> None:
         self.last_step: int | None = None
         """Step of the checkpoint begun last."""
         self._run_folder = run_folder
         self._keep = keep
         self._committed = committed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._under_way: tuple[Future[Path], Description] | None = None
+        self._under_way: tuple[Future[Location], Description] | None = None
 
     def begin(self, description: Description, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         """Write a snapshot in the background; nobody may change it. The one before it must have been waited for."""
@@ -56,7 +58,7 @@ class CheckpointWriter:
         """End the thread; a write under way is finished first."""
         self._thread.shutdown()
 
-    def _write(self, description: Description, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Path:
+    def _write(self, description: Description, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Location:
         path = checkpoint.write(self._run_folder, description, weights, state)
         checkpoint.prune(self._run_folder, self._keep)
         return path

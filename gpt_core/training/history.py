@@ -13,6 +13,7 @@ from typing import Any
 
 from gpt_core.errors import CheckpointError
 from gpt_core.ledger import differences
+from gpt_core.storage import Storage
 from gpt_core.training.begun import newest
 from gpt_core.training.training_plan import TrainingPlan
 
@@ -55,17 +56,21 @@ class Parting:
 def logged_steps(run_folder: str) -> dict[int, LoggedStep]:
     """Return every logged step of a run by its number; of a step logged twice the first counts.
 
+    In a store lies the journal as of the newest checkpoint.
+
     Raises:
         CheckpointError: The folder has no journal.
     """
-    path = Path(run_folder) / JOURNAL
-    if not path.is_file():
+    storage = Storage.of(run_folder)
+    path = storage.join(JOURNAL)
+    if not storage.is_file(path):
         raise CheckpointError(run_folder, f"no {JOURNAL}", "the folder of a training run", "name another")
     steps: dict[int, LoggedStep] = {}
-    for record in _records(path):
-        step, metrics = record["step"], record["metrics"]
-        values = {name: float(metrics[name]) for name in _EXACT if name in metrics}
-        steps.setdefault(step, LoggedStep(step, values))
+    with storage.on_disk(path) as journal:
+        for record in _records(journal):
+            step, metrics = record["step"], record["metrics"]
+            values = {name: float(metrics[name]) for name in _EXACT if name in metrics}
+            steps.setdefault(step, LoggedStep(step, values))
     return steps
 
 

@@ -9,7 +9,6 @@ import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from gpt_core.errors import ResourceError, RunFailedError
 from gpt_core.finetuning.supervised_corpus import open_corpus
 from gpt_core.model.precision import choose_dtype
 from gpt_core.sole_writer import sole_writer
+from gpt_core.storage import Location
 from gpt_core.training import begun, checkpoint
 from gpt_core.training.begun import Begun
 from gpt_core.training.checkpoint import Description
@@ -49,7 +49,7 @@ class TrainingSummary:
     tokens: int
     metrics: Metrics
     """The last step's, with the last validation_loss."""
-    checkpoint: Path | None
+    checkpoint: Location | None
     resumed_from: int
     """The step the run began with: 0 for a fresh one."""
     stopped: bool
@@ -61,7 +61,7 @@ def train(plan: TrainingPlan, ranks: Ranks | None = None, observer: Observer | N
 
     Sets this process's torch threads and, with dropout, reseeds torch's generator each micro-batch.
     Writes checkpoints under ``plan.output`` on rank 0, each atomically; while it does, no other
-    process can train there.
+    process can train there. Where that is a URL, only those with the same ``plan.folder`` are kept off.
 
     Raises:
         ResourceError: Another process trains in the output folder and does not end.
@@ -71,7 +71,7 @@ def train(plan: TrainingPlan, ranks: Ranks | None = None, observer: Observer | N
         RunFailedError: The loss spiked or is no number; names the step, rows and last checkpoint.
     """
     run = Run(plan, ranks or Ranks(), observer or Silence())
-    alone = sole_writer(plan.output, LOCK, LOCK_PATIENCE_SECONDS) if run.ranks.rank == 0 else nullcontext()
+    alone = sole_writer(plan.folder, LOCK, LOCK_PATIENCE_SECONDS) if run.ranks.rank == 0 else nullcontext()
     with alone:
         run.resume()
         return run.finish()
@@ -257,11 +257,11 @@ class Run:
         self.writer.wait()
         add_over_ranks(np.zeros(1), self.ranks, self.device)  # no rank returns before the checkpoint is committed
 
-    def _newest_path(self) -> Path | None:
+    def _newest_path(self) -> Location | None:
         paths = checkpoint.list_paths(self.plan.output)
         return paths[-1] if paths else None
 
-    def _agreed_path(self, before: int | None) -> Path | None:
+    def _agreed_path(self, before: int | None) -> Location | None:
         """Return rank 0's choice of checkpoint on every rank: folders may look different elsewhere."""
         found = checkpoint.load_newest(self.plan.output, before) if self.ranks.rank == 0 else None
         told = np.array([found.step + 1.0 if found else 0.0])

@@ -1,7 +1,8 @@
 """What the training loop tells its caller while it runs, and what it asks."""
 
-from pathlib import Path
 from typing import Protocol
+
+from gpt_core.storage import Location
 
 Metrics = dict[str, float]
 
@@ -15,7 +16,7 @@ class Observer(Protocol):
     def before_checkpoint(self) -> None:
         """Make durable what was told: once the checkpoint stands, no step before it is told again; on rank 0 alone."""
 
-    def on_checkpoint(self, path: Path, step: int, metrics: Metrics) -> None:
+    def on_checkpoint(self, path: Location, step: int, metrics: Metrics) -> None:
         """Take a checkpoint that is committed; called on rank 0 alone, on the training thread."""
 
     def should_stop(self) -> bool:
@@ -32,7 +33,7 @@ class Silence:
     def before_checkpoint(self) -> None:
         """Do nothing."""
 
-    def on_checkpoint(self, path: Path, step: int, metrics: Metrics) -> None:
+    def on_checkpoint(self, path: Location, step: int, metrics: Metrics) -> None:
         """Do nothing."""
 
     def should_stop(self) -> bool:

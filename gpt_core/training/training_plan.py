@@ -6,6 +6,7 @@ Without torch, so that mistakes are found before a worker starts.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from gpt_core.errors import CheckpointError, SettingsError
@@ -76,7 +77,9 @@ class TrainingPlan:
     max_loss_rise: float | None = None
     """Nats above the smoothed loss at which the run stops; None = only a loss that is no number stops it."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """The job's resolved settings, kept in checkpoints for people to read."""
+    """The job's resolved settings but for where it ran and was tracked, kept in checkpoints for people to read."""
+    work_folder: str | None = None
+    """Where a run whose output is a URL keeps what no store can hold; None = a folder of runs/ here."""
 
     def __post_init__(self) -> None:
         if self.window_tokens > self.shape.num_positions:
@@ -96,6 +99,13 @@ class TrainingPlan:
                     "choose one",
                 )
         check_sharding(self.sharding, self.reduction, self.recipe.optimizer)
+
+    @property
+    def folder(self) -> Path:
+        """The local folder of the run's journal, lock and signals: the output itself, unless that is a URL."""
+        from gpt_core.storage import local_folder  # here, so that the learner loads with torch and NumPy alone
+
+        return Path(self.work_folder) if self.work_folder else local_folder(self.output)
 
     @property
     def num_micro_batches(self) -> int:

@@ -60,7 +60,7 @@ class Outcome:
 
 def outcome_of(output: Path) -> Outcome:
     """Read a finished run; a step that was logged twice must have been logged equal."""
-    newest = checkpoint.load(output).path
+    newest = Path(str(checkpoint.load(output).path))
     weights, moments = (
         hashlib.sha256((newest / name).read_bytes()).hexdigest() for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER)
     )
@@ -236,7 +236,7 @@ def flip_a_bit(output: Path, rng: random.Random) -> bool:
     paths = checkpoint.list_paths(output)
     if not paths:
         return False
-    file = rng.choice(sorted(paths[-1].iterdir()))
+    file = rng.choice(sorted(Path(str(paths[-1])).iterdir()))
     content = bytearray(file.read_bytes())
     content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     file.write_bytes(content)

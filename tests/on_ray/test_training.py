@@ -51,7 +51,7 @@ def _train(settings: PretrainSettings, cluster: Cluster) -> training.Trained:
 
 def _outcome(output: Path) -> tuple[str, str, dict[int, tuple[float, float]]]:
     """Return digests of weights and moments, and the logged loss and validation loss of every step."""
-    newest = checkpoint.load(output).path
+    newest = Path(str(checkpoint.load(output).path))
     weights, moments = (
         hashlib.sha256((newest / name).read_bytes()).hexdigest() for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER)
     )

@@ -60,7 +60,7 @@ def test_a_checkpoint_outlives_the_corpus_its_vocabulary_came_from(corpus: Path,
     moved = (tmp_path / "run").rename(tmp_path / "moved")
     loaded = checkpoint.load(moved)
     assert load_tokenizer(loaded.tokenizer["name"]).digest == tokenizer.digest
-    (loaded.path / VOCABULARY).write_bytes(b"AA== 0\n")
+    Path(str(loaded.path), VOCABULARY).write_bytes(b"AA== 0\n")
     with pytest.raises(CheckpointError, match=VOCABULARY):
         checkpoint.load(loaded.path)
     assert written.name == "step-00000001"

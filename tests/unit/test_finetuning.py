@@ -73,7 +73,10 @@ def test_the_new_checkpoint_carries_its_special_token_and_answers_prompts_that_s
     done = finetune_here(settings())
     found = checkpoint.load(done.checkpoint)
     assert found.shape.vocabulary_size == 258
-    assert sorted(path.name for path in found.path.iterdir())[-2:] == ["vocabulary.tiktoken", "weights.safetensors"]
+    assert sorted(path.name for path in Path(str(found.path)).iterdir())[-2:] == [
+        "vocabulary.tiktoken",
+        "weights.safetensors",
+    ]
     tokenizer = load_tokenizer(found.tokenizer["name"])
     assert (tokenizer.specials, tokenizer.digest) == (("<to-fr>",), found.tokenizer["digest"])
     prompt = tuple(tokenizer.encode_prompt("sun dog <to-fr>").tolist())

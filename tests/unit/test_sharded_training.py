@@ -1,6 +1,7 @@
 """Promises of training with sharded state: the same bits, and checkpoints that know nothing of it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -28,7 +29,7 @@ def plan(corpus, tmp_path):
 
 def files_of(run_folder):
     """The bytes of the last checkpoint's tensors."""
-    path = checkpoint.load(run_folder).path
+    path = Path(str(checkpoint.load(run_folder).path))
     return [(path / name).read_bytes() for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER)]
 
 

@@ -4,6 +4,7 @@ import os
 import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -241,7 +242,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_its_steps_are_trained_ag
     recorder = Recorder()
     train(replace(plan, checkpoint_every_steps=2, keep_checkpoints=9), observer=recorder)
     whole = digest_of(plan.output)
-    file = checkpoint.list_paths(plan.output)[-1] / "optimizer.safetensors"
+    file = Path(str(checkpoint.list_paths(plan.output)[-1]), "optimizer.safetensors")
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.warns(checkpoint.DamagedCheckpointWarning):
         summary = train(plan)
@@ -251,7 +252,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_its_steps_are_trained_ag
 
 def test_checkpoints_stay_as_they_are_where_another_run_is_refused(plan):
     train(replace(plan, checkpoint_every_steps=1, keep_checkpoints=9))
-    damaged = checkpoint.path_of(plan.output, 6)
+    damaged = Path(str(checkpoint.path_of(plan.output, 6)))
     (damaged / "weights.safetensors").write_bytes(b"")
     with pytest.warns(checkpoint.DamagedCheckpointWarning), pytest.raises(CheckpointError, match=r"train\.seed"):
         train(replace(plan, seed=6))
@@ -260,7 +261,7 @@ def test_checkpoints_stay_as_they_are_where_another_run_is_refused(plan):
 
 def test_what_a_kill_left_half_written_is_gone_once_the_run_goes_on(plan):
     train(replace(plan, checkpoint_every_steps=2), observer=Recorder(stop_after=2))
-    half = checkpoint.path_of(plan.output, 4).with_name("aside-step-00000004")
+    half = Path(plan.output, "checkpoints", "aside-step-00000004")
     half.mkdir()
     (half / "weights.safetensors").write_bytes(b"half")
     run = training.Run(plan, Ranks(), Silence())
@@ -358,7 +359,7 @@ def test_a_damaged_newest_checkpoint_does_not_cost_the_one_written_next(plan):
     train(replace(plan, num_steps=5, checkpoint_every_steps=1, keep_checkpoints=2))
     for path in checkpoint.list_paths(plan.output):
         if path.name > "step-00000003":
-            (path / "weights.safetensors").write_bytes(b"")
+            Path(str(path), "weights.safetensors").write_bytes(b"")
     recorder = Recorder(stop_after=1)
     with pytest.warns(checkpoint.DamagedCheckpointWarning):
         summary = train(replace(plan, keep_checkpoints=1), observer=recorder)
