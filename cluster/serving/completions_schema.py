@@ -21,7 +21,7 @@ MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 20
 # No token of GPT-2's vocabulary has more bytes than this, so a longer text cannot fit and is not even encoded.
 _MAX_TOKEN_BYTES = 128
-# Every call draws from the same counter, so that one seed gives one text whatever the request's id.
+# Every call draws from the same counter, so that a prompt and a seed give one text, whatever the request's id.
 _DRAW_KEY = "completions"
 
 
@@ -135,7 +135,7 @@ def parse_completions(value: object, model: ServedModel, max_completions: int) -
         found = f"{len(prompts)} prompts times n {sampling.n}"
         raise invalid("n" if sampling.n > 1 else "prompt", f"{found} is over the {max_completions} completions allowed")
     requests = tuple(
-        GenerationRequest(str(index), _prompt_ids(prompt, index, model), sampling, _DRAW_KEY)
+        GenerationRequest(str(index), _prompt_ids(prompt, index, model), sampling, _draw_key(body, index))
         for index, prompt in enumerate(prompts)
     )
     options = body.stream_options
@@ -221,6 +221,11 @@ def _sampling(body: CompletionsBody) -> Sampling:
         )
     except UserError as error:
         raise refused(error) from error
+
+
+def _draw_key(body: CompletionsBody, index: int) -> str:
+    """Return what draws are keyed by: without a seed of the client's, prompts alike get texts of their own."""
+    return f"{_DRAW_KEY}/{index}" if body.seed is None else _DRAW_KEY
 
 
 def _stop_strings(value: object) -> tuple[str, ...]:

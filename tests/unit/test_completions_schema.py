@@ -50,6 +50,12 @@ def test_the_defaults_are_those_of_openai():
     assert (call.stream, call.include_usage) == (False, False)
 
 
+def test_prompts_alike_draw_alike_with_a_seed_and_each_by_itself_without_one():
+    keys = [[request.key for request in parse({"prompt": ["a", "a"], **seed}).requests] for seed in ({}, {"seed": 1})]
+    assert keys[0][0] != keys[0][1]
+    assert keys[1][0] == keys[1][1]
+
+
 def test_null_is_as_good_as_absent():
     names = "max_tokens temperature top_p n stop echo logprobs stream top_k min_p repetition_penalty best_of suffix"
     body = {"prompt": "a", "seed": 1, **dict.fromkeys(names.split())}
