@@ -3,6 +3,7 @@
 A service that is full or restarting is waited for; a call that was lost is sent again and gives the same text.
 """
 
+import http.client
 import json
 import time
 import urllib.error
@@ -20,7 +21,15 @@ from gpt_core.generation.request import Completion, GenerationRequest
 _ANSWER_SECONDS = 900.0
 _PATIENCE_SECONDS = 300.0
 _PAUSE_SECONDS = 1.0
-_LOST = (urllib.error.URLError, ConnectionError, TimeoutError)
+# An answer that broke off, or is no JSON (a proxy's page), is as good as none.
+_LOST = (
+    urllib.error.URLError,
+    ConnectionError,
+    TimeoutError,
+    http.client.HTTPException,
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+)
 _BUSY = frozenset({429, 502, 503, 504})
 
 

@@ -8,12 +8,13 @@ import time
 import uuid
 from dataclasses import replace
 
+import orjson
 import pytest
 import uvicorn
 
 from cluster.serving.completions_schema import ServedModel
 from cluster.serving.engine_loop import EngineLoop
-from cluster.serving.generate_api import GenerateApi
+from cluster.serving.generate_api import GenerateApi, write_completions
 from cluster.serving.http_api import Admission, Api, Limits, build_app
 from cluster.serving.http_guard import Access, access_for
 from cluster.serving.service_client import Service, ServiceCalls
@@ -102,6 +103,32 @@ def test_a_full_service_is_waited_for(service):
         wait = ServiceCalls(address, 1).send(REQUESTS[:2])
         time.sleep(0.3)
     assert without_ids(wait()) == without_ids(expected()[:2])
+
+
+@pytest.mark.parametrize("broken", ["shorter than told", "no JSON"])
+def test_an_answer_that_broke_off_is_asked_for_again(broken, monkeypatch):
+    monkeypatch.setattr("cluster.serving.service_client._PAUSE_SECONDS", 0.01)
+    whole = orjson.dumps(write_completions(expected()[:1]))
+    answers = [b"<html>" if broken == "no JSON" else whole[:-9], whole]
+
+    def answer(connection):
+        body = answers.pop(0)
+        connection.recv(1 << 16)
+        told = len(body) if broken == "no JSON" else len(whole)
+        connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % told + body)
+
+    def serve(listening):
+        while answers:
+            with listening.accept()[0] as connection:
+                answer(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve, args=(listening,))
+        thread.start()
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        found = ServiceCalls(Service(address), 1).send(REQUESTS[:1])()
+        thread.join()
+    assert without_ids(found) == without_ids(expected()[:1])
 
 
 def test_a_request_the_service_refuses_fails_alone(service):
