@@ -1,11 +1,13 @@
 """The worker of `herd generate`: a range of prompts in, one committed file of completions out.
 
 It lives in an actor and computes nothing: its prompts go to the replicas of a Generator deployment, or to
-a service elsewhere, a bounded number at a time. A call whose replica died is sent again and gives the same text.
+a service elsewhere, a bounded number at a time. A call whose replica died, or whose engine failed, is sent again and
+gives the same text.
 """
 
 import functools
 import json
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +19,7 @@ import pyarrow as pa
 from cluster.serving.service_client import Service, ServiceCalls
 from gpt_core.digests import xxh3_128_hex
 from gpt_core.documents.source_files import SourceFile
+from gpt_core.errors import RunFailedError, UserError
 from gpt_core.generation.prompts import Prompt, PromptRange, RejectedPrompt, read_range
 from gpt_core.generation.request import Completion, GenerationRequest, Sampling
 from gpt_core.ledger import Row
@@ -24,7 +27,8 @@ from gpt_core.storage import Storage
 from gpt_core.tokens.tokenizer import load_tokenizer
 
 _PROMPTS_PER_CALL = 8
-_CALL_TRIES = 5
+# Ray Serve takes a replica whose engine failed out of use after three health checks, two seconds apart.
+_PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0)
 _SAMPLES = 3
 
 _ALTERNATIVE = pa.struct([("token_id", pa.int32()), ("logprob", pa.float32())])
@@ -71,6 +75,9 @@ class Completing:
     prompts_in_flight: int
 
 
+_Asked = tuple[Prompt, GenerationRequest]
+
+
 class PromptCompleter:
     """Completes ranges of prompts; one an actor."""
 
@@ -85,11 +92,12 @@ class PromptCompleter:
     def __call__(self, plan: tuple[int, PromptRange]) -> Row:
         """Write rows/NNNNNNNN.jsonl (or .arrow) atomically and return its counts and digest."""
         index, cut = plan
-        rows, refused = [], []
-        for prompt, samples in self._completions(read_range(self._job.files, cut, self._job.sampling)):
+        asked, refused = self._requests(read_range(self._job.files, cut, self._job.sampling))
+        rows = []
+        for prompt, samples in self._completions(asked):
             rows += [_row(prompt, done, self._job.checkpoint) for done in samples if done.error is None]
             if failed := next((done for done in samples if done.error), None):
-                refused.append(asdict(RejectedPrompt(prompt.file, prompt.line, _reason(prompt, failed))))
+                refused.append(RejectedPrompt(prompt.file, prompt.line, _reason(prompt, failed)))
         path = f"rows/{index:08d}.{self._job.file_format}"
         data = encoded(rows, self._job.file_format)
         self._storage.write_atomically(self._storage.join(path), lambda file: file.write(data))
@@ -99,24 +107,33 @@ class PromptCompleter:
             "num_tokens": sum(len(row["token_ids"]) for row in rows),
             "num_bytes": len(data),
             "xxh3_128": xxh3_128_hex(data),
-            "refused": refused,
+            "refused": [asdict(reject) for reject in refused],
             "samples": [{name: row[name] for name in ("id", "prompt", "text")} for row in rows[:_SAMPLES]],
         }
 
-    def _completions(self, prompts: list[Prompt]) -> Iterator[tuple[Prompt, list[Completion]]]:
+    def _requests(self, prompts: list[Prompt]) -> tuple[list[_Asked], list[RejectedPrompt]]:
+        """Encode prompts; those with words the vocabulary lacks are set aside."""
+        asked: list[_Asked] = []
+        refused: list[RejectedPrompt] = []
+        for prompt in prompts:
+            try:
+                ids = tuple(self._tokenizer.encode_prompt(prompt.text).tolist())
+            except UserError as error:
+                refused.append(RejectedPrompt(prompt.file, prompt.line, str(error)))
+            else:
+                asked.append((prompt, GenerationRequest(id=prompt.id, prompt_ids=ids, sampling=prompt.sampling)))
+        return asked, refused
+
+    def _completions(self, asked: list[_Asked]) -> Iterator[tuple[Prompt, list[Completion]]]:
         """Yield the samples of each prompt in order, with a bounded number of calls in flight."""
-        calls = deque(prompts[first : first + _PROMPTS_PER_CALL] for first in range(0, len(prompts), _PROMPTS_PER_CALL))
-        flying: deque[tuple[list[Prompt], Callable[[], list[list[Completion]]]]] = deque()
+        calls = deque(asked[first : first + _PROMPTS_PER_CALL] for first in range(0, len(asked), _PROMPTS_PER_CALL))
+        flying: deque[tuple[list[_Asked], Callable[[], list[list[Completion]]]]] = deque()
         while calls or flying:
             while calls and len(flying) < self._num_calls:
                 chunk = calls.popleft()
-                flying.append((chunk, self._calls.send([self._request(prompt) for prompt in chunk])))
+                flying.append((chunk, self._calls.send([request for _, request in chunk])))
             chunk, wait = flying.popleft()
-            yield from zip(chunk, wait(), strict=True)
-
-    def _request(self, prompt: Prompt) -> GenerationRequest:
-        ids = tuple(self._tokenizer.encode_prompt(prompt.text).tolist())
-        return GenerationRequest(id=prompt.id, prompt_ids=ids, sampling=prompt.sampling)
+            yield from zip([prompt for prompt, _ in chunk], wait(), strict=True)
 
 
 class _ReplicaCalls:
@@ -137,16 +154,17 @@ class _ReplicaCalls:
         return self._handle.complete.remote(sent)
 
     def _wait(self, requests: Sequence[GenerationRequest], response: Any) -> list[list[Completion]]:
-        """Wait for a call; one whose replica died is sent again and gives the same text."""
+        """Wait for a call; one whose replica died or whose engine failed is sent again, after a pause."""
         from ray.exceptions import RayActorError, RayTaskError
 
-        for _ in range(_CALL_TRIES - 1):
+        for pause in _PAUSES_SECONDS:
             try:
                 return response.result()
-            except RayTaskError:
-                raise
-            except RayActorError:
-                response = self._begin(requests)
+            except (RayTaskError, RayActorError) as error:
+                if not isinstance(error, RayActorError | RunFailedError):
+                    raise
+            time.sleep(pause)
+            response = self._begin(requests)
         return response.result()
 
 

@@ -35,8 +35,8 @@ class EngineClient:
         self._streaming_handle = handle.options(stream=True)
 
     async def check(self) -> None:
-        """Return when a replica has answered."""
-        await self._handle.complete.remote([])
+        """Return when a replica has answered, and its engine has not failed."""
+        await self._handle.check_health.remote()
 
     async def complete(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """Return the finished samples of every request, in order."""

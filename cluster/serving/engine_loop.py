@@ -1,8 +1,8 @@
 """The loop that turns an engine's steps into awaitable completions.
 
 One thread owns the engine; requests come in from an asyncio event loop and results go back to
-it. An error of the engine fails every request in flight and stays: the replica reports itself
-unhealthy and is replaced.
+it. An error of the engine fails every request in flight, whatever it was, and stays: the replica
+reports itself unhealthy and is replaced. Only what the engine refuses to take is a request's own error.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from gpt_core.errors import UserError
+from gpt_core.errors import RunFailedError, UserError
 from gpt_core.generation.engine import Engine, EngineStatistics
 from gpt_core.generation.request import Completion, GenerationRequest, TokenEvent
 
@@ -49,7 +49,7 @@ class EngineLoop:
         self._first_token_seconds: deque[float] = deque(maxlen=_FIRST_TOKEN_TIMES)
         self._wake = threading.Condition()
         self._closed = False
-        self.failure: BaseException | None = None
+        self.failure: RunFailedError | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -75,13 +75,18 @@ class EngineLoop:
 
         Raises:
             UserError: The engine refuses a request; the others are cancelled.
+            RunFailedError: The engine failed, in a step of any requests.
         """
         async with contextlib.aclosing(self._receive(requests, finals_only=False)) as batches:
             async for batch in batches:
                 yield batch
 
     async def complete(self, request: GenerationRequest) -> list[Completion]:
-        """Return the request's finished samples, in their order; one that says "error" if it is refused."""
+        """Return the request's finished samples, in their order; one that says "error" if it is refused.
+
+        Raises:
+            RunFailedError: The engine failed, in a step of any requests.
+        """
         finished = []
         try:
             async with contextlib.aclosing(self._receive([request], finals_only=True)) as batches:
@@ -142,12 +147,13 @@ class EngineLoop:
                 for event in self._engine.step():
                     self._hand_out(event)
         except BaseException as error:
+            failure = _failure(error)
             with self._wake:
-                self.failure = error
+                self.failure = failure
                 waiting = list(self._inbox)
                 self._inbox.clear()
             for receiver in [*waiting, *self._receivers.values()]:
-                receiver.deliver(error)
+                receiver.deliver(failure)
 
     def _take_in(self) -> bool:
         """Move what arrived into the engine; sleep while there is nothing to do; False once closed."""
@@ -182,6 +188,13 @@ class EngineLoop:
                 del self._receivers[event.request_id]
         if event.completion or not receiver.finals_only:
             receiver.deliver(event)
+
+
+def _failure(error: BaseException) -> RunFailedError:
+    """Return an engine's error, of whatever class, as one that is nobody's mistake."""
+    failure = RunFailedError("the engine", f"{type(error).__name__}: {error}", "a step", "send the requests again")
+    failure.__cause__ = error
+    return failure
 
 
 def _event_or_raise(event: TokenEvent | BaseException) -> TokenEvent:

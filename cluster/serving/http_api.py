@@ -6,8 +6,8 @@
     GET  /health, /ready     alive; able to answer
 
 Too much at a time is turned away with 429 (the bound on completions in progress is reached: the client sends
-less, or later), what is no fault of the client with 503 (starting, without a replica, shutting down); both with
-Retry-After.
+less, or later), what is no fault of the client with 503 (starting, without a replica, an engine that failed and is
+being replaced, shutting down); both with Retry-After.
 
 Called by the ingress deployment of ``cluster.serving.service``; tests put a fake engine behind it. No
 prompt and no generated text is ever logged.
@@ -34,6 +34,7 @@ from cluster.serving.api_error import ApiError
 from cluster.serving.completions_reply import Reply
 from cluster.serving.completions_schema import Call, ServedModel, check_model, parse_completions, parse_tokenize
 from cluster.serving.http_guard import Access, Guard, error_response, read_json
+from gpt_core.errors import RunFailedError
 from gpt_core.generation.request import Completion, GenerationRequest, TokenEvent
 
 _LOG = logging.getLogger("ray.serve")
@@ -51,7 +52,7 @@ class Completer(Protocol):
         ...
 
     async def complete(self, requests: Sequence[GenerationRequest], /) -> list[list[Completion]]:
-        """Return the samples of every request."""
+        """Return the samples of every request; RunFailedError where the engine failed."""
         ...
 
     def stream(self, requests: Sequence[GenerationRequest], /) -> AsyncGenerator[list[tuple[int, TokenEvent]], None]:
@@ -144,7 +145,7 @@ class Api:
             chunks = self._chunks(call, reply)
             # Waiting for the first chunk here gives what goes wrong before it a status of its own.
             return _EventStream(await anext(chunks), chunks)
-        with self._admission.admit(call.num_completions):
+        with self._admission.admit(call.num_completions), self._failure_noticed():
             completions = await self._completer.complete(call.requests)
         for done in (sample for samples in completions for sample in samples):
             _raise_failure(done)
@@ -182,8 +183,17 @@ class Api:
             raise ApiError(503, "no engine answers", None, "not_ready", _RETRY_AFTER_SECONDS) from error
         self._has_answered = True
 
+    @contextlib.contextmanager
+    def _failure_noticed(self) -> Iterator[None]:
+        """Have the next request ask for an engine first: this one's is gone until its replica is replaced."""
+        try:
+            yield
+        except RunFailedError:
+            self._has_answered = False
+            raise
+
     async def _chunks(self, call: Call, reply: Reply) -> AsyncGenerator[bytes, None]:
-        with self._admission.admit(call.num_completions):
+        with self._admission.admit(call.num_completions), self._failure_noticed():
             async with aclosing(self._completer.stream(call.requests)) as batches:
                 async for batch in batches:
                     for chunk in _chunks_of(batch, reply):
@@ -217,10 +227,8 @@ def answering(endpoint: Endpoint) -> Endpoint:
     async def answer(request: Request) -> Response:
         try:
             return await endpoint(request)
-        except ApiError as error:
-            return error_response(error)
         except Exception as error:
-            return error_response(_unforeseen(error))
+            return error_response(_as_api_error(error))
 
     return answer
 
@@ -246,8 +254,7 @@ async def _all_chunks(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncG
             yield chunk
     except Exception as error:
         # The status is sent already: the stream itself says that it is not whole, and does not end in [DONE].
-        failure = error if isinstance(error, ApiError) else _unforeseen(error)
-        yield _server_sent(failure.body)
+        yield _server_sent(_as_api_error(error).body)
 
 
 def _chunks_of(batch: Sequence[tuple[int, TokenEvent]], reply: Reply) -> Iterator[dict[str, Any]]:
@@ -277,7 +284,12 @@ async def _answer_http_error(_: Request, error: Exception) -> Response:
     return error_response(ApiError(error.status_code, error.detail, None, code))
 
 
-def _unforeseen(error: Exception) -> ApiError:
+def _as_api_error(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RunFailedError):
+        message = "the engine failed and is being replaced; try again"
+        return ApiError(503, message, None, "engine_failed", _RETRY_AFTER_SECONDS)
     # Only the type is logged: the text of an error may quote a prompt.
     _LOG.error("a request failed: %s", type(error).__name__)
     return ApiError(500, f"the service failed: {type(error).__name__}", None, "internal_error")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cluster.serving.engine_loop import EngineLoop
-from gpt_core.errors import UserError
+from gpt_core.errors import RunFailedError, SettingsError, UserError
 from gpt_core.generation.engine import Engine, EngineOptions
 from gpt_core.generation.request import GenerationRequest, Sampling
 from gpt_core.model.gpt import GPT
@@ -96,13 +96,13 @@ def test_a_refused_request_is_an_error_of_its_own(loop):
         asyncio.run(stream())
 
 
-def test_a_failed_engine_fails_what_is_there_and_what_comes(loop, monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError("broken"), SettingsError("sampling", "broken", "whole", "mend it")])
+def test_a_failed_engine_fails_what_is_there_and_what_comes_and_refuses_nobody(loop, monkeypatch, error):
     async def fail():
-        raise_now = RuntimeError("broken")
-        monkeypatch.setattr(loop._engine, "step", lambda: (_ for _ in ()).throw(raise_now))
+        monkeypatch.setattr(loop._engine, "step", lambda: (_ for _ in ()).throw(error))
         for name in ("there", "later"):
-            with pytest.raises(RuntimeError, match="broken"):
+            with pytest.raises(RunFailedError, match="broken"):
                 await loop.complete(ask(name))
 
     asyncio.run(fail())
-    assert isinstance(loop.failure, RuntimeError)
+    assert loop.failure.__cause__ is error

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from cluster.serving.completions_schema import ServedModel
 from cluster.serving.http_api import Admission, Api, Limits, build_app
 from cluster.serving.http_guard import Access, access_for, is_loopback
-from gpt_core.errors import ResourceError
+from gpt_core.errors import ResourceError, RunFailedError
 from gpt_core.generation.request import Completion, TokenEvent
 from gpt_core.tokens.tokenizer import load_tokenizer
 
@@ -53,6 +53,8 @@ class Echo:
 
     def _done(self, request, sample):
         text = BYTES.decode(request.prompt_ids).upper()
+        if text == "ENGINE":
+            raise RunFailedError("the engine", "the secret prompt", "a step", "send the requests again")
         if text == "BROKEN":
             raise RuntimeError("the secret prompt")
         error = "weights are damaged" if text == "NAN" else None
@@ -190,6 +192,21 @@ def test_a_service_whose_engine_does_not_answer_yet_says_so_at_once(monkeypatch)
         assert int(response.headers["retry-after"]) >= 1
     engine.is_well = True
     assert complete(client, prompt="a").status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failed_engine_is_no_fault_of_the_client_and_is_asked_for_before_the_next_request(monkeypatch, stream):
+    client, engine, admission = make()
+    response = complete(client, prompt="engine", stream=stream)
+    assert_error(response, 503, "engine_failed")
+    assert int(response.headers["retry-after"]) >= 1
+    assert "secret" not in response.text
+    engine.is_well = False
+    monkeypatch.setattr("cluster.serving.http_api._CHECK_SECONDS", 0.01)
+    assert_error(complete(client, prompt="a", stream=stream), 503, "not_ready")
+    engine.is_well = True
+    assert complete(client, prompt="a", stream=stream).status_code == 200
+    assert admission.in_progress == 0
 
 
 def test_a_draining_service_takes_nothing_more():
