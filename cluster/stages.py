@@ -10,17 +10,17 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from cluster.progress import say
 from cluster.recording.node_metrics import sampled_nodes
 from cluster.recording.record_book import Run, unfinished_runs
-from cluster.session import Cluster, connect
+from cluster.session import Cluster, connect, require_own_cpus
 from cluster.tracking import TrackingOptions, open_run, send_rest
 from gpt_core import sealed_json
 from gpt_core.errors import ResourceError, StaleOutputError
 from gpt_core.ledger import first_difference
-from gpt_core.settings import JobSettings
+from gpt_core.settings import FinetuneJob, JobSettings, PretrainJob
 
 S_contra = TypeVar("S_contra", contravariant=True)
 I = TypeVar("I")  # noqa: E741 - the inputs of a stage
@@ -139,6 +139,8 @@ def run_alone(kind: str, stage: Stage[Any, Any, R_co], job: Any) -> R_co:
     if done is not None:
         _finish_records(kind, stage, job, inputs, done)
         return done
+    if isinstance(job, PretrainJob | FinetuneJob):
+        require_own_cpus(job.cluster, job.train.fewest_cpus, "train.num_workers x train.threads_per_worker")
     with stages_of(job, kind, job.output) as (stages, run):
         return stages.perform(kind, stage, job, inputs, run)
 
@@ -212,6 +214,16 @@ def check_writable(output: str) -> None:
             "an output folder that can be written",
             "choose another --output",
         ) from error
+
+
+def check_new(output: str, kind: Literal["file", "folder"]) -> None:
+    """Make the folder around a new output and raise ResourceError where the output cannot be put there."""
+    if "://" in output:
+        return
+    check_writable(str(Path(output).parent))
+    found = "folder" if Path(output).is_dir() else "file"
+    if Path(output).exists() and found != kind:
+        raise ResourceError(output, f"a {found}", f"room for a {kind} of this name", "choose another name")
 
 
 def _plain(settings: Any) -> dict[str, Any]:

@@ -8,10 +8,12 @@ SETTINGS = ExportSettings
 
 def main(settings: ExportSettings) -> str:
     """Convert and return what was written."""
+    from cluster.stages import check_new
     from gpt_core.exchange.huggingface import export_model
     from gpt_core.training import checkpoint
 
     found = checkpoint.load(settings.checkpoint)
+    check_new(settings.output, "folder")
     folder = export_model(found, settings.output)
     return f"{folder}: {found.shape.num_parameters:,} parameters of step {found.step:,}, from {found.path}"
 

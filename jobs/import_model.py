@@ -8,8 +8,10 @@ SETTINGS = ImportSettings
 
 def main(settings: ImportSettings) -> str:
     """Convert and return what was written."""
+    from cluster.stages import check_new
     from gpt_core.exchange.huggingface import import_run
 
+    check_new(settings.output, "folder")
     path = import_run(settings.model, settings.output, settings.tokenizer)
     return f"{path}: the weights of {settings.model}, tokenizer {settings.tokenizer}"
 

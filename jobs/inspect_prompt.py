@@ -10,7 +10,9 @@ def main(settings: InspectSettings) -> str:
     """Write the file and return the summary for people."""
     from cluster.registering import with_local_checkpoint
     from cluster.serving import inspecting
+    from cluster.stages import check_new
 
+    check_new(settings.html, "file")
     written = inspecting.write_page(with_local_checkpoint(settings))
     return (
         f"{settings.html}: {written.num_tokens} tokens, {written.num_bytes:,} bytes, complete in itself\n"

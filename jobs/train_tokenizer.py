@@ -10,9 +10,11 @@ SETTINGS = TrainTokenizerSettings
 
 def main(settings: TrainTokenizerSettings) -> str:
     """Train, write the ranks file atomically and return the summary for people."""
+    from cluster.stages import check_new
     from gpt_core.tokens.tokenizer import load_tokenizer
     from gpt_core.tokens.train_tokenizer import train_ranks, write_ranks
 
+    check_new(settings.output, "file")
     ranks = train_ranks(_texts(settings), settings.vocabulary_size)
     write_ranks(settings.output, ranks)
     tokenizer = load_tokenizer(settings.output)

@@ -1,6 +1,7 @@
 """What `herd pipeline` finds before its first stage, and `herd evaluate` before Ray starts."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from cluster import evaluating
 from cluster.pipeline import check_stages
 from cluster.session import require_own_cpus
+from cluster.stages import run_alone
 from gpt_core.errors import CorpusError, ResourceError, SettingsError
-from gpt_core.settings import ClusterSettings, EvaluateSettings, PipelineJob
+from gpt_core.settings import ClusterSettings, EvaluateSettings, PipelineJob, PretrainJob, TrainSettings
 from jobs.command_line.loader import load
 from tests.tiny_checkpoint import write_tiny_checkpoint
 from tests.tiny_corpus import write_tiny_corpus
@@ -67,6 +69,17 @@ def test_more_workers_than_cpus_are_found_before_ray_starts(monkeypatch: pytest.
     ):
         require_own_cpus(ClusterSettings(num_cpus=2), 64, "train.num_workers")
     require_own_cpus(ClusterSettings(address="auto"), 64, "train.num_workers")
+
+
+def test_training_on_more_workers_than_cpus_opens_no_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    stage: Any = SimpleNamespace(resolve=lambda _: None, finished=lambda *_: None)
+    train = TrainSettings(num_workers=64, threads_per_worker=2)
+    cluster = ClusterSettings(num_cpus=2)
+    job = PretrainJob(corpus="corpus", output=str(tmp_path / "run"), train=train, cluster=cluster)
+    with pytest.raises(ResourceError, match=r"^train.num_workers x train.threads_per_worker: found a need of 128 CPUs"):
+        run_alone("pretrain", stage, job)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_split_that_the_corpus_has_not_is_found_before_ray_starts(tmp_path: Path) -> None:
