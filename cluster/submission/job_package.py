@@ -1,4 +1,4 @@
-"""What a submitted job takes along: the project's code, its settings, and small prompt files.
+"""What a submitted job takes along: the project's code, its settings, small prompt files and the user's vocabulary.
 
 One zip, the same bytes for the same content, unpacked by Ray on every node that works for the
 job. Whether git ignores a file makes no difference. Corpora, checkpoints and outputs do not
@@ -9,6 +9,7 @@ import glob
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,8 @@ SETTINGS_FILE = "settings.json"
 _PACKAGES = ("jobs", "cluster", "gpt_core")
 _INPUTS_FOLDER = "inputs"
 _MAX_PACKAGE_BYTES = 1_000_000
-_MAX_INPUT_BYTES = 500_000
+_MAX_INPUT_BYTES = 500_000  # zipped; a vocabulary of 50,000 ids has 370,000
+_MAX_READ_BYTES = 5_000_000  # longer ones are not even tried
 # Settings that name small files a job's driver reads.
 _SMALL_INPUTS = ("prompts", "examples")
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -35,11 +37,13 @@ class JobPackage:
         files: Local file of each path in the package.
         settings: The job's settings, as the job on the cluster reads them.
         left: Small inputs that stay where they are, each with the reason.
+        input_bytes: Of the inputs packed so far, zipped.
     """
 
     files: dict[str, Path]
     settings: dict[str, Any]
     left: list[str] = field(default_factory=list)
+    input_bytes: int = 0
 
     def zipped(self) -> bytes:
         """Return the package as a zip.
@@ -68,7 +72,7 @@ class JobPackage:
 def package_of(settings: JobSettings, working_folder: Path, waits_for: dict[str, int] | None = None) -> JobPackage:
     """Return what a job takes along.
 
-    Prompt files inside the working folder are packed when they are small, and the job reads
+    Prompt files and vocabularies inside the working folder are packed when they are small, and the job reads
     those copies; all other places stay the absolute paths and URLs they are. The settings lose
     the cluster's address, since on the cluster Ray says it, and gain the nodes the job waits for.
     """
@@ -79,7 +83,10 @@ def package_of(settings: JobSettings, working_folder: Path, waits_for: dict[str,
         for name in _SMALL_INPUTS:
             if isinstance(section.get(name), list):
                 section[name] = [_taken(place, working_folder, package) for place in section[name]]
-        _settle_tokenizer(section, working_folder)
+        tokenizer = section.get("tokenizer")
+        if isinstance(tokenizer, dict) and (working_folder / tokenizer["name"]).is_file():
+            # The workers read the copy that the job writes into its corpus.
+            tokenizer["name"] = _taken(str(working_folder / tokenizer["name"]), working_folder, package)
     return package
 
 
@@ -104,12 +111,14 @@ def _taken(place: str, working_folder: Path, package: JobPackage) -> str:
         return place
     inside = Path(place).relative_to(working_folder).as_posix()
     found = {f"{_INPUTS_FOLDER}/{file.relative_to(working_folder).as_posix()}": file for file in _files(place)}
-    size_bytes = sum(file.stat().st_size for file in found.values())
-    already = sum(file.stat().st_size for name, file in package.files.items() if name.startswith(_INPUTS_FOLDER))
-    if not found or already + size_bytes > _MAX_INPUT_BYTES:
+    new = {name: file for name, file in found.items() if name not in package.files}
+    size_bytes = sum(file.stat().st_size for file in new.values())
+    zipped_bytes = _MAX_READ_BYTES if size_bytes > _MAX_READ_BYTES else sum(map(_zipped_bytes, new.values()))
+    if not found or package.input_bytes + zipped_bytes > _MAX_INPUT_BYTES:
         package.left.append(f"{place} ({size_bytes:,} bytes)")
         return place
-    package.files |= found
+    package.files |= new
+    package.input_bytes += zipped_bytes
     return f"{_INPUTS_FOLDER}/{inside}"
 
 
@@ -118,11 +127,8 @@ def _files(place: str) -> Iterator[Path]:
         yield from (file for file in match.rglob("*") if file.is_file()) if match.is_dir() else [match]
 
 
-def _settle_tokenizer(section: dict[str, Any], working_folder: Path) -> None:
-    """Make the path of a ranks file absolute: manifests keep it, so it has to outlive the package."""
-    tokenizer = section.get("tokenizer")
-    if isinstance(tokenizer, dict) and (working_folder / tokenizer["name"]).is_file():
-        tokenizer["name"] = str(working_folder / tokenizer["name"])
+def _zipped_bytes(file: Path) -> int:
+    return len(zlib.compress(file.read_bytes()))
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

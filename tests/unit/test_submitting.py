@@ -32,6 +32,8 @@ from gpt_core.settings import (
     TokenizeStage,
     TrainSettings,
 )
+from gpt_core.tokens.tokenizer import TiktokenTokenizer, load_tokenizer
+from gpt_core.tokens.train_tokenizer import write_ranks
 from jobs import cli, submit, submitted
 from jobs.command_line.loader import load
 
@@ -116,7 +118,9 @@ def nodes(*cpus: float, gpus: float = 0) -> Nodes:
 def test_the_parts_of_a_stage_are_needed_together_and_stages_one_after_another():
     job = PipelineJob(
         output="/runs/a",
-        tokenize=TokenizeStage(input=("/text",), pool=PoolSettings(min_actors=3, cpus_per_actor=0.5)),
+        tokenize=TokenizeStage(
+            input=("/text",), validation_fraction=0.1, pool=PoolSettings(min_actors=3, cpus_per_actor=0.5)
+        ),
         pretrain=PretrainStage(train=TrainSettings(num_workers=4, threads_per_worker=2)),
         generate=GenerateStage(prompts=("/p",), engine=EngineSettings(num_replicas=2, threads_per_replica=3)),
     )
@@ -201,10 +205,30 @@ def test_prompts_that_are_too_large_or_missing_stay_where_they_are_and_are_named
     assert package.left == [f"{tmp_path}/prompts.txt (600,000 bytes)", f"{tmp_path}/none.txt (0 bytes)"]
 
 
-def test_a_ranks_file_is_sent_as_an_absolute_path_since_manifests_keep_it(tmp_path):
-    (tmp_path / "my.tiktoken").write_text("IQ== 0\n")
+def test_a_vocabulary_of_the_users_own_travels_with_the_job_and_is_read_there(tmp_path, monkeypatch):
+    """Of 50,257 ids, as the largest that are usual: its corpus carries it to the workers."""
+    (tmp_path / "work").mkdir()
+    gpt2 = load_tokenizer("gpt2")
+    assert isinstance(gpt2, TiktokenTokenizer)
+    write_ranks(tmp_path / "work" / "my.tiktoken", gpt2.ranks)
+    monkeypatch.chdir(tmp_path / "work")
     job = TokenizeJob(input=("/t",), output="/o", tokenizer=TokenizerSettings(name="my.tiktoken"))
-    assert package_of(job, tmp_path).settings["tokenizer"]["name"] == f"{tmp_path}/my.tiktoken"
+    package = package_of(job, tmp_path / "work")
+    assert package.left == []
+    folder = unpacked(package.zipped(), tmp_path / "there")
+    (tmp_path / "work" / "my.tiktoken").unlink()
+    monkeypatch.chdir(folder)
+    there = load(TokenizeJob, ["--config", SETTINGS_FILE], "herd tokenize").tokenizer.name
+    assert there == str(folder / "inputs" / "my.tiktoken")
+    assert load_tokenizer(there).encode("Once upon a time").tolist() == [7454, 2402, 257, 640]  # GPT-2's published ids
+
+
+def test_a_vocabulary_too_large_for_the_package_stays_where_it_is_and_is_named(tmp_path):
+    (tmp_path / "my.tiktoken").write_bytes(os.urandom(600_000))
+    job = TokenizeJob(input=("/t",), output="/o", tokenizer=TokenizerSettings(name=f"{tmp_path}/my.tiktoken"))
+    package = package_of(job, tmp_path)
+    assert package.settings["tokenizer"]["name"] == f"{tmp_path}/my.tiktoken"
+    assert package.left == [f"{tmp_path}/my.tiktoken (600,000 bytes)"]
     assert package_of(TokenizeJob(input=("/t",), output="/o"), tmp_path).settings["tokenizer"]["name"] == "gpt2"
 
 
@@ -213,7 +237,11 @@ def test_every_job_that_can_be_submitted_reads_back_the_settings_it_was_sent_wit
     examples = {
         TokenizeJob: {"input": ["/t"], "output": "/o"},
         PretrainJob: {"corpus": "/c", "output": "/o"},
-        PipelineJob: {"output": "/o", "tokenize": {"input": ["/t"]}, "generate": {"prompts": ["/p"]}},
+        PipelineJob: {
+            "output": "/o",
+            "tokenize": {"input": ["/t"], "validation_fraction": 0.1},
+            "generate": {"prompts": ["/p"]},
+        },
     }
     for model, values in examples.items():
         job = model.model_validate_json(json.dumps(values))
