@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.shard_job import shares
-from gpt_core.documents.input_changes import gather, read_times, times_of, write_times
+from gpt_core.documents.input_changes import gather, read_times, write_times
 from gpt_core.documents.shard_plan import plan_shards
 from gpt_core.documents.source_files import SourceFile
 from gpt_core.ledger import FOLDER, Ledger
@@ -48,7 +48,7 @@ def main() -> None:
         planned_seconds = time.perf_counter() - started
         before = read_times(f"{folder}/{FOLDER}/times", len(files))
         assert before is not None
-        (touched,) = np.flatnonzero(before != times_of(files)).tolist()
+        (touched,) = np.flatnonzero(before != plans.files.changed_ns).tolist()
         gather(plans, ledger.rows_of({plans.plan_of(piece) for piece in plans.pieces_of(touched)}))
         compared_seconds = time.perf_counter() - started
         ledger.forget_tries()

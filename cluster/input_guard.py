@@ -18,7 +18,6 @@ from gpt_core.documents.input_changes import (
     edited_since_made,
     gather,
     read_times,
-    times_of,
     write_times,
 )
 from gpt_core.documents.shard_plan import ShardPlans
@@ -38,7 +37,7 @@ def check_finished(plans: ShardPlans, made: Manifest) -> None:
     if "changed_ns" not in made.files.column_names:
         return  # made before times were recorded
     kept = Storage.of(made.folder).join(_TIMES)
-    now = times_of(plans.files)
+    now = plans.files.changed_ns
     before = read_times(kept, len(now))
     if before is None:
         before = made.files.column("changed_ns").to_numpy()
@@ -57,7 +56,7 @@ def check_resumed(folder: str, plans: ShardPlans) -> None:
     Remembers the files' times for the next resume.
     """
     kept = Storage.of(folder).join(FOLDER, "times")
-    now = times_of(plans.files)
+    now = plans.files.changed_ns
     before = read_times(kept, len(now))
     if before is not None and (suspects := _suspects(plans, before, now)):
         wanted = {plans.plan_of(piece) for number in suspects for piece in plans.pieces_of(number)}
@@ -71,7 +70,7 @@ def check_unchanged(folder: str, plans: ShardPlans, facts: InputFacts, files_now
     """Raise CorpusError if a file was edited, at the same size, while the job read it."""
     times = {(file.source, file.name): file.changed_ns for file in files_now}
     now = [times.get((file.source, file.name), file.changed_ns) for file in plans.files]
-    suspects = _suspects(plans, times_of(plans.files), np.array(now, np.int64))
+    suspects = _suspects(plans, plans.files.changed_ns, np.array(now, np.int64))
     if edited := edited_since(plans, suspects, facts):
         raise CorpusError(
             _named(edited),

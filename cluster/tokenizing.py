@@ -1,23 +1,29 @@
 """`herd tokenize`: text to Arrow shards and a manifest, on the actors of a cluster."""
 
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from cluster import input_guard
+from cluster.progress import say
 from cluster.recording.record_book import Run
 from cluster.session import Cluster
 from cluster.shard_job import ShardJob, run_shard_job
 from gpt_core.corpus import manifest
 from gpt_core.corpus.manifest import FileEntry, Manifest, ManifestContents, ShardEntry, TokenizerEntry
+from gpt_core.corpus.order import block_counts
 from gpt_core.corpus.reject_lines import number_lines
 from gpt_core.corpus.shards import ShardStats
 from gpt_core.corpus.tokenize_shard import ShardTokenizer, TokenizeOptions
+from gpt_core.documents.file_columns import FileColumns
 from gpt_core.documents.input_changes import file_digests, gather
 from gpt_core.documents.shard_plan import ShardPlans, plan_shards
-from gpt_core.documents.source_files import SourceFile, SourceSpec, list_files
+from gpt_core.documents.source_files import Listing, SourceSpec, find_files
 from gpt_core.errors import CorpusError, StaleOutputError
 from gpt_core.ledger import Ledger, Row
 from gpt_core.settings import TokenizeSettings
@@ -51,11 +57,15 @@ def resolve(settings: TokenizeSettings) -> Inputs:
     """List the input and cut it into plans.
 
     Raises:
-        CorpusError: If a path has nothing to read.
+        CorpusError: If a path has nothing to read, or a source's weight is too small to be met.
         SettingsError: If the tokenizer is unknown.
     """
     tokenizer = load_tokenizer(settings.tokenizer.name)
-    plans = plan_shards(_listed(settings), settings.shard_bytes)
+    block_counts([source.weight for source in settings.named_sources()])  # a share too small is a mistake now
+    found = _listed(settings)
+    if num_ignored := sum(listing.num_ignored for listing in found):
+        say(f"tokenize: left out {num_ignored:,} files whose suffix is of no known text or data (a glob takes any)")
+    plans = plan_shards(FileColumns.joined([listing.files for listing in found]), settings.shard_bytes)
     decisive = settings.model_dump(
         mode="json", include={"shard_bytes", "validation_fraction", "split_seed", "max_document_bytes"}
     )
@@ -69,8 +79,34 @@ def resolve(settings: TokenizeSettings) -> Inputs:
     return Inputs(plans, tokenizer, decisive)
 
 
-def _listed(settings: TokenizeSettings) -> list[SourceFile]:
-    return [file for source in settings.named_sources() for file in list_files(_spec(source, settings.kind))]
+def _listed(settings: TokenizeSettings) -> list[Listing]:
+    """Return the files of each source but for those in the output folder: the corpus is not its own input."""
+    return [
+        _without_output(settings.output, find_files(_spec(source, settings.kind)))
+        for source in settings.named_sources()
+    ]
+
+
+def _without_output(output: str, listing: Listing) -> Listing:
+    files = listing.files
+    inside = f"{_real(output)}/"
+    roots = [f"{_real(kind.root)}/" for kind in files.kinds]
+    if not any(inside.startswith(root) or root.startswith(inside) for root in roots):
+        return listing
+    places = zip(files.numbers.tolist(), files.names(), strict=True)
+    kept = [row for row, (kind, name) in enumerate(places) if not f"{roots[kind]}{name}".startswith(inside)]
+    if not kept:
+        raise CorpusError(
+            f"source {files.kinds[0].source!r}",
+            f"no file but those in the output folder {output}",
+            "input of its own",
+            "choose an output folder beside the input",
+        )
+    return Listing(files.taken(np.array(kept, np.int64)), listing.num_ignored)
+
+
+def _real(place: str) -> str:
+    return place.rstrip("/") if is_url(place) else os.path.realpath(place).rstrip("/")
 
 
 def finished(settings: TokenizeSettings, inputs: Inputs) -> Tokenized | None:
@@ -112,7 +148,8 @@ def perform(settings: TokenizeSettings, inputs: Inputs, cluster: Cluster, run: R
     input_guard.check_resumed(settings.output, inputs.plans)
     ledger = run_shard_job(job, cluster)
     facts = gather(inputs.plans, ledger.rows())
-    input_guard.check_unchanged(settings.output, inputs.plans, facts, _listed(settings))
+    files_now = FileColumns.joined([listing.files for listing in _listed(settings)])
+    input_guard.check_unchanged(settings.output, inputs.plans, facts, files_now)
     try:
         _check_documents(settings, ledger.rows())
     except CorpusError:
@@ -171,6 +208,7 @@ def contents_of(
             for file, digest in zip(plans.files, file_digests(plans, facts), strict=True)
         ),
         num_documents_in=sum(row["num_documents_in"] for row in rows()),
+        num_tails=sum(row["num_tails"] for row in rows()),
         notes={"warnings": [warning for row in rows() for warning in row["warnings"]]},
     )
 

@@ -26,6 +26,7 @@ from gpt_core.storage import Storage, is_url
 FOLDER = ".progress"
 _INDEX_DIGITS = 10
 _ROWS_AT_ONCE = 1 << 12
+_TAIL_BYTES = 1 << 20
 _THREADS_FOR_OBJECTS = 32
 
 Row = dict[str, Any]
@@ -164,11 +165,15 @@ class Ledger:
         if not self._journal.exists():
             return
         with self._journal.open("rb+") as journal:
-            data_bytes = journal.seek(0, os.SEEK_END)
-            tail_bytes = min(data_bytes, 1 << 20)
-            journal.seek(data_bytes - tail_bytes)
-            tail = journal.read(tail_bytes)
-            journal.truncate(data_bytes - tail_bytes + tail.rfind(b"\n") + 1)
+            end = journal.seek(0, os.SEEK_END)
+            while end:
+                start = max(end - _TAIL_BYTES, 0)
+                journal.seek(start)
+                length = journal.read(end - start).rfind(b"\n") + 1
+                end = start + length
+                if length:
+                    break
+            journal.truncate(end)
 
     def _row_path(self, index: int) -> str:
         return f"{self._rows}/{index}.json"

@@ -149,16 +149,21 @@ class Storage:
         for name, num_bytes, _ in self.list_stats(folder):
             yield name, num_bytes
 
-    def list_stats(self, folder: str) -> Iterator[tuple[str, int, int]]:
+    def list_stats(self, folder: str, max_parts: int | None = None) -> Iterator[tuple[str, int, int]]:
         """Like ``list_files``, and yield the nanosecond of the last change, 0 where a remote store does not say.
 
-        That of a local file is its ctime: unlike the time of modification, no one can set it back.
+        That of a local file is its ctime: unlike the time of modification, no one can set it back. Links are followed,
+        to folders too; one that leads nowhere counts as a file, so that its reader says so.
+
+        Args:
+            folder: Where to begin.
+            max_parts: Folders are left out whose files would have more parts in their names.
         """
         if not is_url(folder):
-            yield from _walk(folder, "")
+            yield from _walk(folder, "", max_parts)
             return
         filesystem, inner = open_filesystem(folder)
-        for found in filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True)):
+        for found in filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=max_parts != 1)):
             if found.type == pyarrow.fs.FileType.File:
                 # fsspec's memory file system puts a "/" before every path, others do not
                 name = found.path.lstrip("/")[len(inner.lstrip("/")) :].lstrip("/")
@@ -263,15 +268,22 @@ def _filesystem(scheme: str, endpoint: str | None) -> pyarrow.fs.FileSystem:
         ) from error
 
 
-def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int, int]]:
+def _walk(
+    folder: str, prefix: str, max_parts: int | None, above: tuple[tuple[int, int], ...] = ()
+) -> Iterator[tuple[str, int, int]]:
+    status = os.stat(folder)  # noqa: PTH116 - a string, for millions of files
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return  # a link to a folder that it lies in
     with os.scandir(folder) as entries:
         for entry in entries:
             name = prefix + entry.name
-            if entry.is_file():
-                found = entry.stat()
+            if entry.is_dir():
+                if max_parts is None or name.count("/") + 1 < max_parts:
+                    yield from _walk(entry.path, f"{name}/", max_parts, (*above, here))
+            elif entry.is_file() or entry.is_symlink():
+                found = entry.stat(follow_symlinks=entry.is_file())
                 yield name, found.st_size, found.st_ctime_ns
-            elif entry.is_dir(follow_symlinks=False):
-                yield from _walk(entry.path, f"{name}/")
 
 
 def _write_local(target: Path, write: Callable[[BinaryIO], Any]) -> None:

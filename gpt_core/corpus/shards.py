@@ -11,6 +11,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -230,10 +231,11 @@ class ShardWriter:
         return ShardStats(*totals, digests, end_bytes, documents, tokens)
 
     def abandon(self) -> None:
-        """Remove whatever was written so far."""
+        """Remove whatever was written so far, also on a disk that takes no more."""
         if self._sink is not None:
-            self._sink.close()
             self._temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # of what closing would write, nothing is wanted
+                self._sink.close()
 
     def __enter__(self) -> Self:
         return self

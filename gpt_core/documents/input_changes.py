@@ -13,9 +13,9 @@ import numpy as np
 import xxhash
 
 from gpt_core.digests import xxh3_64_int
+from gpt_core.documents.file_columns import SourceFile
 from gpt_core.documents.piece_witness import PieceWitness
 from gpt_core.documents.shard_plan import ShardPlans
-from gpt_core.documents.source_files import SourceFile
 from gpt_core.ledger import Row
 from gpt_core.storage import Storage
 
@@ -59,11 +59,6 @@ def file_digests(plans: ShardPlans, facts: InputFacts) -> Iterator[int | None]:
         pieces = plans.pieces_of(number)
         part = slice(pieces.start, pieces.stop)
         yield _combined(facts.digests[part]) if facts.known[part].all() else None
-
-
-def times_of(files: Iterable[SourceFile]) -> np.ndarray:
-    """Return int64 [files]: when each was last changed."""
-    return np.fromiter((file.changed_ns for file in files), np.int64)
 
 
 def edited_since(plans: ShardPlans, suspects: Iterable[int], facts: InputFacts) -> list[SourceFile]:

@@ -6,6 +6,7 @@ else is packed in order, whole files to a shard, until the size is reached.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -13,7 +14,7 @@ from typing import overload
 import numpy as np
 
 from gpt_core.digests import canonical_json
-from gpt_core.documents.source_files import SourceFile
+from gpt_core.documents.file_columns import FileColumns, FileKind, SourceFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class ShardPlan:
 
 
 class ShardPlans(Sequence[ShardPlan]):
-    """All plans, kept as columns of numbers: 28 bytes for a shard that is one piece.
+    """All plans, kept as columns of numbers: 24 bytes for a shard that is one piece, besides its file's.
 
     Args:
         files: The input files in the order of their plans.
@@ -48,12 +49,12 @@ class ShardPlans(Sequence[ShardPlan]):
         piece_files: int32 [pieces], each piece's file.
         piece_starts: int64 [pieces], the first byte.
         piece_ends: int64 [pieces], the byte past the last.
-        first_pieces: int64 [plans + 1], where each plan's pieces begin.
+        first_pieces: int32 [plans + 1], where each plan's pieces begin.
     """
 
     def __init__(
         self,
-        files: Sequence[SourceFile],
+        files: FileColumns,
         shard_bytes: int,
         *,
         piece_files: np.ndarray,
@@ -109,7 +110,8 @@ class ShardPlans(Sequence[ShardPlan]):
 
     def pieces_of(self, file: int) -> range:
         """Return the numbers of the pieces of a file."""
-        first, end = np.searchsorted(self._piece_files, [file, file + 1])
+        # Of the column's own type: numpy would copy the column else, for every file.
+        first, end = np.searchsorted(self._piece_files, np.array([file, file + 1], self._piece_files.dtype))
         return range(int(first), int(end))
 
     @property
@@ -121,9 +123,11 @@ class ShardPlans(Sequence[ShardPlan]):
     def fingerprint(self) -> str:
         """SHA-256 of what decides the plans: the files' names and sizes, how they are read, and the shard size."""
         digest = hashlib.sha256(canonical_json(["shard_bytes", self.shard_bytes]))
-        for file in self.files:
-            reading = [file.format, file.compression, file.text_field, file.separator]
-            digest.update(b"\n" + canonical_json([file.source, file.name, file.num_bytes, *reading]))
+        begins = [b"\n" + canonical_json([kind.source])[:-1] + b"," for kind in self.files.kinds]
+        ends = [b"," + canonical_json(_reading_of(kind))[1:] for kind in self.files.kinds]
+        columns = (self.files.numbers.tolist(), self.files.names(), self.files.num_bytes.tolist())
+        for kind, name, num_bytes in zip(*columns, strict=True):
+            digest.update(begins[kind] + f"{json.dumps(name)},{num_bytes}".encode() + ends[kind])
         return digest.hexdigest()
 
     def piece(self, number: int) -> Piece:
@@ -139,10 +143,10 @@ def plan_shards(files: Sequence[SourceFile], shard_bytes: int) -> ShardPlans:
     A divisible file above the size becomes shards of its own, equal to within a byte. Other files share a shard
     until the next would take it above the size, so an indivisible file above it makes a larger shard.
     """
-    files = tuple(files)
-    sizes = np.fromiter((file.num_bytes for file in files), np.int64, len(files))
+    files = files if isinstance(files, FileColumns) else FileColumns.of(files)
+    sizes = files.num_bytes
     num_cuts = np.ones(len(files), np.int64)
-    cut = np.fromiter((file.divisible for file in files), bool, len(files)) & (sizes > shard_bytes)
+    cut = np.array([kind.divisible for kind in files.kinds], bool)[files.numbers] & (sizes > shard_bytes)
     num_cuts[cut] = -(-sizes[cut] // shard_bytes)
     piece_files = np.repeat(np.arange(len(files), dtype=np.int32), num_cuts)
     ends_of_files = np.cumsum(num_cuts)
@@ -152,7 +156,7 @@ def plan_shards(files: Sequence[SourceFile], shard_bytes: int) -> ShardPlans:
     opens = np.ones(len(piece_files), bool)
     packed = np.flatnonzero(~cut)
     opens[(ends_of_files - 1)[packed]] = np.fromiter(_openings(files, packed, shard_bytes), bool, len(packed))
-    first_pieces = np.append(np.flatnonzero(opens), len(piece_files))
+    first_pieces = np.append(np.flatnonzero(opens), len(piece_files)).astype(np.int32)
     return ShardPlans(
         files,
         shard_bytes,
@@ -163,19 +167,25 @@ def plan_shards(files: Sequence[SourceFile], shard_bytes: int) -> ShardPlans:
     )
 
 
+def _reading_of(kind: FileKind) -> list[str | None]:
+    """Return how documents are found in files of a kind, as it enters the fingerprint."""
+    return [kind.format, kind.compression, kind.text_field, kind.separator]
+
+
 def _cut_at(numbers: np.ndarray, sizes: np.ndarray, num_cuts: np.ndarray) -> np.ndarray:
     """Return floor(number * size / cuts) without overflow for sizes up to 2**63."""
     quotient, remainder = np.divmod(sizes, num_cuts)
     return numbers * quotient + numbers * remainder // num_cuts
 
 
-def _openings(files: Sequence[SourceFile], packed: np.ndarray, shard_bytes: int) -> Iterator[bool]:
+def _openings(files: FileColumns, packed: np.ndarray, shard_bytes: int) -> Iterator[bool]:
     """Yield for each file that is not cut whether it opens a new shard."""
-    filled, previous = 0, None
-    for number in packed.tolist():
-        file = files[number]
-        continues = previous is not None and previous == number - 1 and files[previous].source == file.source
-        opens = not continues or filled + file.num_bytes > shard_bytes
-        filled = file.num_bytes if opens else filled + file.num_bytes
-        previous = number
+    filled, previous, previous_source = 0, None, None
+    sources = [kind.source for kind in files.kinds]
+    columns = (packed.tolist(), files.numbers[packed].tolist(), files.num_bytes[packed].tolist())
+    for number, kind, num_bytes in zip(*columns, strict=True):
+        continues = previous == number - 1 and previous_source == sources[kind]
+        opens = not continues or filled + num_bytes > shard_bytes
+        filled = num_bytes if opens else filled + num_bytes
+        previous, previous_source = number, sources[kind]
         yield opens

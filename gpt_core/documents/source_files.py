@@ -5,19 +5,21 @@ enter shards and digests: the same files elsewhere make the same corpus.
 """
 
 import os
+import posixpath
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
+from gpt_core.documents.file_columns import Compression, FileColumns, FileKind, Format, SourceFile
 from gpt_core.errors import CorpusError
 from gpt_core.storage import Storage, is_url
-
-Format = Literal["text", "jsonl", "parquet", "arrow", "midi"]
-Compression = Literal["gzip", "zstd"]
 
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 _FORMATS: dict[str, Format] = {
@@ -90,38 +92,11 @@ class SourceSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceFile:
-    """One input file: where it lies, what it is called, and how documents are found in it."""
-
-    source: str
-    root: str
-    name: str
-    num_bytes: int
-    format: Format
-    compression: Compression | None = None
-    text_field: str = "text"
-    separator: str | None = None
-    changed_ns: int = field(default=0, compare=False)
-    """When it was last changed (``Storage.list_stats``); a hint that its contents may be others."""
-
-    @property
-    def path(self) -> str:
-        """The path or URL to open."""
-        return Storage.of(self.root).join(self.name)
-
-    @property
-    def divisible(self) -> bool:
-        """Whether several shards may share the file: not a compressed stream, not a file that is one document."""
-        whole = self.format == "midi" or (self.format == "text" and self.separator is None)
-        return self.compression is None and not whole
-
-
-@dataclass(slots=True)
 class Listing:
     """The files of a source by name, and how many others its folders hold."""
 
-    files: list[SourceFile] = field(default_factory=list)
-    num_ignored: int = 0
+    files: FileColumns
+    num_ignored: int
 
 
 def list_files(spec: SourceSpec) -> list[SourceFile]:
@@ -130,23 +105,85 @@ def list_files(spec: SourceSpec) -> list[SourceFile]:
     Raises:
         CorpusError: A path does not exist, matches nothing or cannot be read, or two files would bear one name.
     """
-    return find_files(spec).files
+    return list(find_files(spec).files)
 
 
 def find_files(spec: SourceSpec) -> Listing:
     """Like ``list_files``, and count the files of folders that were passed over for their suffix."""
-    listing = Listing()
-    excluded = [_glob_pattern(glob if "/" in glob else f"**/{glob}") for glob in spec.exclude]
+    search = _Search(spec)
     for path in spec.paths:
-        before = len(listing.files) + listing.num_ignored
         with _unreadable_named(spec, path):
-            for file in _below(spec, _expanded(path), listing):
-                if not any(pattern.fullmatch(file.name) for pattern in excluded):
-                    listing.files.append(file)
-        if len(listing.files) + listing.num_ignored == before or not listing.files:
-            raise _nothing_found(spec, path, listing)
-    listing.files = _without_repeats(spec, listing.files)
-    return listing
+            search.add_path(path)
+    return Listing(_without_repeats(spec, search.columns()), search.num_ignored)
+
+
+class _Search:
+    """Collects the files of a source path by path."""
+
+    def __init__(self, spec: SourceSpec) -> None:
+        self._spec = spec
+        self._excluded = [_glob_pattern(glob if "/" in glob else f"**/{glob}") for glob in spec.exclude]
+        self._kinds: dict[tuple[str, str, Compression | None], int] = {}
+        self._numbers, self._sizes, self._times = array("i"), array("q"), array("q")
+        self._names: list[str] = []
+        self.num_ignored = 0
+
+    def add_path(self, path: str) -> None:
+        """Take the files of one path; there is at least one, or the path is a mistake."""
+        num_names, num_ignored = len(self._names), self.num_ignored
+        root, found = self._below(_expanded(path))
+        for name, num_bytes, changed_ns in found:
+            if not any(pattern.fullmatch(name) for pattern in self._excluded):
+                self._numbers.append(self._kinds.setdefault((root, *_suffixes(name)), len(self._kinds)))
+                self._names.append(name)
+                self._sizes.append(num_bytes)
+                self._times.append(changed_ns)
+        if len(self._names) == num_names:
+            raise _nothing_found(self._spec, path, self.num_ignored - num_ignored)
+
+    def columns(self) -> FileColumns:
+        """Return the files in the order in which they were found."""
+        self._check_names()
+        numbers, sizes, times = (np.array(column) for column in (self._numbers, self._sizes, self._times))
+        kinds = [self._kind(*key) for key in self._kinds]
+        return FileColumns(kinds, numbers.astype(np.int32), self._names, sizes, times)
+
+    def _kind(self, root: str, suffix: str, compression: Compression | None) -> FileKind:
+        spec = self._spec
+        kind = "midi" if spec.kind == "midi" else _FORMATS.get(suffix, "text")
+        return FileKind(spec.name, root, kind, compression, spec.text_field, spec.separator)
+
+    def _below(self, path: str) -> tuple[str, Iterator[tuple[str, int, int]]]:
+        """Return the root of one path of the source, and the files: name, bytes, time of change."""
+        storage = Storage.of(path)
+        if storage.is_file(path):
+            root, _, name = path.rpartition("/")
+            return root or "/", iter([(name, storage.num_bytes(path), storage.changed_ns(path))])
+        if storage.exists(path):
+            return path, self._known(storage.list_stats(path))
+        if re.search(r"[*?\[]", path):
+            return _matching(path)
+        raise CorpusError(
+            f"source {self._spec.name!r}", f"nothing at {path}", "a file, folder or glob", "check the path"
+        )
+
+    def _known(self, found: Iterator[tuple[str, int, int]]) -> Iterator[tuple[str, int, int]]:
+        for file in found:
+            if _is_known(file[0], self._spec.kind):
+                yield file
+            else:
+                self.num_ignored += 1
+
+    def _check_names(self) -> None:
+        """Refuse names that are no UTF-8: neither a shard nor the manifest could hold them."""
+        for place in (*(root for root, *_ in self._kinds), *self._names):
+            if not place.isascii() and any("\ud800" <= character <= "\udfff" for character in place):
+                raise CorpusError(
+                    f"source {self._spec.name!r}",
+                    f"a file name that is no UTF-8, {os.fsencode(place)!r}",
+                    "names in UTF-8",
+                    "rename the file, or exclude it",
+                )
 
 
 @contextmanager
@@ -170,47 +207,24 @@ def _expanded(path: str) -> str:
     return os.path.abspath(Path(path).expanduser())  # noqa: PTH100 - resolve() would follow links into other names
 
 
-def _below(spec: SourceSpec, path: str, listing: Listing) -> Iterator[SourceFile]:
-    """Yield the files of one path of the source."""
-    storage = Storage.of(path)
-    if storage.is_file(path):
-        root, _, name = path.rpartition("/")
-        yield _source_file(spec, root or "/", name, storage.num_bytes(path), storage.changed_ns(path))
-    elif storage.exists(path):
-        for name, *stats in storage.list_stats(path):
-            if _is_known(name, spec.kind):
-                yield _source_file(spec, path, name, *stats)
-            else:
-                listing.num_ignored += 1
-    elif re.search(r"[*?\[]", path):
-        yield from _matching(spec, path)
-    else:
-        raise CorpusError(f"source {spec.name!r}", f"nothing at {path}", "a file, folder or glob", "check the path")
+def _matching(path: str) -> tuple[str, Iterator[tuple[str, int, int]]]:
+    """Return the last folder before a glob's first wildcard, and the files below it that match.
 
-
-def _matching(spec: SourceSpec, path: str) -> Iterator[SourceFile]:
-    """Yield the files that a glob matches, named from the last folder before its first wildcard."""
+    Folders are listed as deep as the glob goes.
+    """
     fixed = re.split(r"[*?\[]", path, maxsplit=1)[0]
     root = fixed.rpartition("/")[0] or "/"
-    pattern = _glob_pattern(path[len(root) :].lstrip("/"))
-    storage = Storage.of(root)
-    if storage.exists(root):
-        for name, *stats in storage.list_stats(root):
-            if pattern.fullmatch(name):
-                yield _source_file(spec, root, name, *stats)
-
-
-def _source_file(spec: SourceSpec, root: str, name: str, num_bytes: int, changed_ns: int) -> SourceFile:
-    suffix, compression = _suffixes(name)
-    kind = "midi" if spec.kind == "midi" else _FORMATS.get(suffix, "text")
-    reading = (kind, compression, spec.text_field, spec.separator)
-    return SourceFile(spec.name, root, name, num_bytes, *reading, changed_ns)
+    glob = path[len(root) :].lstrip("/")
+    pattern, storage = _glob_pattern(glob), Storage.of(root)
+    max_parts = None if "**" in glob else glob.count("/") + 1
+    found = storage.list_stats(root, max_parts) if storage.exists(root) else iter(())
+    return root, (file for file in found if pattern.fullmatch(file[0]))
 
 
 def _suffixes(name: str) -> tuple[str, Compression | None]:
-    path = PurePosixPath(name.lower())
-    compression = _COMPRESSIONS.get(path.suffix)
-    return (path.with_suffix("").suffix, compression) if compression else (path.suffix, None)
+    stem, suffix = posixpath.splitext(name.lower())
+    compression = _COMPRESSIONS.get(suffix)
+    return (posixpath.splitext(stem)[1], compression) if compression else (suffix, None)
 
 
 def _is_known(name: str, kind: str) -> bool:
@@ -237,27 +251,25 @@ def _literal(part: str) -> str:
     return f"[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]"
 
 
-def _without_repeats(spec: SourceSpec, files: Iterable[SourceFile]) -> list[SourceFile]:
+def _without_repeats(spec: SourceSpec, files: FileColumns) -> FileColumns:
     """Return the files by name, each once; two different ones of one name would be confused in a trace."""
-    by_name: dict[str, SourceFile] = {}
-    seen: set[str] = set()
-    for file in files:
-        if file.path in seen:
-            continue
-        seen.add(file.path)
-        if other := by_name.get(file.name):
+    names = files.names()
+    order, kept = sorted(range(len(names)), key=names.__getitem__), []
+    for row in order:
+        if not kept or names[kept[-1]] != names[row]:
+            kept.append(row)
+        elif (roots := [files[number].root for number in (kept[-1], row)]) and roots[0] != roots[1]:
             raise CorpusError(
                 f"source {spec.name!r}",
-                f"two files called {file.name}, under {other.root} and {file.root}",
+                f"two files called {names[row]}, under {roots[0]} and {roots[1]}",
                 "one name for each file of a source",
                 "name their common folder, or make them two sources",
             )
-        by_name[file.name] = file
-    return [by_name[name] for name in sorted(by_name)]
+    return files.taken(np.array(kept, np.int64))
 
 
-def _nothing_found(spec: SourceSpec, path: str, listing: Listing) -> CorpusError:
-    ignored = f"{listing.num_ignored} files, none of a known suffix," if listing.num_ignored else "no file"
+def _nothing_found(spec: SourceSpec, path: str, num_ignored: int) -> CorpusError:
+    ignored = f"{num_ignored} files, none of a known suffix," if num_ignored else "no file"
     return CorpusError(
         f"source {spec.name!r}",
         f"{ignored} at {path} after exclusions",

@@ -21,7 +21,6 @@ from gpt_core.documents.input_changes import (
     file_digests,
     gather,
     read_times,
-    times_of,
     write_times,
 )
 from gpt_core.documents.piece_witness import PieceFacts
@@ -118,7 +117,7 @@ def test_times_tell_which_files_were_touched_also_where_the_time_of_modification
     time.sleep(0.02)
     flip(path, 0)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    touched = times_of(before.files) != times_of(planned(folder).files)
+    touched = before.files.changed_ns != planned(folder).files.changed_ns
     assert [file.name for file, was in zip(before.files, touched, strict=True) if was] == ["e.txt"]
     assert planned(folder).fingerprint == before.fingerprint
 

@@ -105,3 +105,16 @@ def test_digests_of_64_bits_reach_the_manifest_exactly(folder: str) -> None:
     again.done(1)
     entries = [ShardEntry("train", "s", 0, "train/0", ShardStats(**row["stats"])) for row in again.rows()]
     assert shard_tables(entries)[1].column("digest").to_pylist() == digests
+
+
+@pytest.mark.parametrize("num_rows", [0, 1])
+def test_a_half_written_line_of_any_length_is_cut(tmp_path: Path, num_rows: int) -> None:
+    ledger = _opened(str(tmp_path))
+    ledger.record(map(_row, range(num_rows)))
+    journal = tmp_path / FOLDER / "journal"
+    with journal.open("ab") as file:
+        file.write(b'0000000001 {"pieces": "' + b"x" * (3 << 20))
+    again = _opened(str(tmp_path))
+    assert again.done(3).tolist() == [number < num_rows for number in range(3)]
+    again.record([_row(2)])
+    assert list(again.rows()) == [*map(_row, range(num_rows)), _row(2)]

@@ -1,15 +1,18 @@
 """Promises of gpt_core.documents.shard_plan: every byte in one shard, the same on every machine."""
 
+import hashlib
+import json
 import pickle
 import time
 import tracemalloc
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt_core.documents.file_columns import FileColumns, FileKind, SourceFile
 from gpt_core.documents.shard_plan import Piece, plan_shards
-from gpt_core.documents.source_files import SourceFile
 
 
 def lines(name: str, num_bytes: int, source: str = "s") -> SourceFile:
@@ -94,6 +97,52 @@ def test_the_fingerprint_covers_names_sizes_and_cutting_but_no_place() -> None:
     assert fingerprint(root="s3://elsewhere") == fingerprint()
     others = [{"name": "b"}, {"num_bytes": 11}, {"source": "t"}, {"separator": "\n"}, {"shard_bytes": 99}]
     assert len({fingerprint(), *(fingerprint(**change) for change in others)}) == 6
+
+
+def test_the_fingerprint_is_the_documented_one() -> None:
+    """An independent spelling of the recipe: a line of JSON for the size, one for each file."""
+    files = [
+        SourceFile("s", "/in", 'ä "quoted"\\', 2**40, "jsonl", "gzip", "body"),
+        SourceFile("t", "/in", "b.txt", 0, "text", separator="\n\n"),
+    ]
+    lines = [
+        ["shard_bytes", 100],
+        ["s", 'ä "quoted"\\', 2**40, "jsonl", "gzip", "body", None],
+        ["t", "b.txt", 0, "text", None, "text", "\n\n"],
+    ]
+    text = "\n".join(json.dumps(line, separators=(",", ":")) for line in lines)
+    assert plan_shards(files, 100).fingerprint == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_the_pieces_of_a_file_are_found_without_looking_at_the_others() -> None:
+    plans = plan_shards([lines(str(number), 1000 * (number % 3)) for number in range(30)], 1000)
+    for number in range(30):
+        assert {plans.piece(piece).file.name for piece in plans.pieces_of(number)} == {str(number)}
+        assert sum(plans.file_of(piece) == number for piece in range(plans.num_pieces)) == len(plans.pieces_of(number))
+    large = plan_shards([lines("a", 64_000_000_000)], 64_000)
+    tracemalloc.start()
+    large.pieces_of(0)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 10_000
+
+
+def test_a_million_files_are_cheap_to_send_and_to_hold() -> None:
+    names = [f"segment-{number % 1000:04}/part-{number:07}.jsonl.zst" for number in range(1_000_000)]
+    kind = FileKind("web", "s3://bucket/crawl/2026", "jsonl", "zstd")
+    sizes, times = np.full(len(names), 100_000_000), np.arange(len(names))
+    files = FileColumns([kind], np.zeros(len(names), np.int32), names, sizes, times)
+    sent = pickle.dumps(plan_shards(files, 64 << 20), 5)
+    assert len(sent) < 100_000_000
+    tracemalloc.start()
+    plans = pickle.loads(sent)
+    held_bytes = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held_bytes < 100_000_000
+    assert len(plans) == 1_000_000
+    expected = SourceFile("web", "s3://bucket/crawl/2026", names[777_777], 100_000_000, "jsonl", "zstd")
+    assert plans[777_777].pieces == (Piece(expected),)
+    assert plans.files[777_777].changed_ns == 777_777
 
 
 def test_a_million_plans_are_cheap() -> None:

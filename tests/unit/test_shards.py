@@ -216,3 +216,24 @@ def test_a_shard_at_a_url_is_uploaded_whole_and_read_back(tmp_path: Path, monkey
     assert list((tmp_path / "temporary").iterdir()) == []
     reader = ShardReader("s3://bucket/train/0.arrow", np.array(stats.batch_tokens))
     assert reader.tokens(90, 200).tolist() == np.concatenate(documents)[90:290].tolist()
+
+
+def test_a_full_disk_leaves_no_temporary_file_even_where_closing_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(sink: shards._HashedFile) -> None:
+        sink._file.close()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shards._HashedFile, "close", fail)
+    monkeypatch.setattr(shards, "BATCH_TOKENS", 10)
+
+    def write() -> None:
+        with ShardWriter(tmp_path / "0.arrow", np.uint16) as writer:
+            writer.append(np.zeros(20, np.uint16), np.array([0, 20]), ["a"], [0], [20])
+            assert len(list(tmp_path.iterdir())) == 1
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        write()
+    assert list(tmp_path.iterdir()) == []

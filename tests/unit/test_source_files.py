@@ -159,3 +159,65 @@ def test_a_folder_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest
         f"source 's': found Permission denied at {folder}/deep; expected files and folders that this user can read; "
         "make it readable, or name other paths"
     )
+
+
+def test_linked_folders_are_followed_and_a_loop_ends(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "far").mkdir()
+    (elsewhere / "far" / "x.txt").write_bytes(b"x")
+    (folder / "tests" / "linked").symlink_to(elsewhere)
+    (folder / "tests" / "loop").symlink_to(folder)
+
+    assert names(folder / "tests") == [
+        "h.txt",
+        "linked/far/x.txt",
+        *(f"loop/{name}" for name in names(folder) if not name.startswith("tests/")),
+    ]
+
+
+def test_a_link_to_nothing_is_listed_so_that_its_reader_names_it(folder: Path) -> None:
+    (folder / "tests" / "gone.txt").symlink_to(folder / "nowhere")
+
+    assert names(folder / "tests") == ["gone.txt", "h.txt"]
+    assert names(folder / "tests", exclude=("gone.txt",)) == ["h.txt"]
+
+
+@pytest.mark.parametrize("paths", [("tests", "unknown"), ("unknown", "tests"), ("tests", "deep", "*.nothing")])
+def test_every_path_has_something_to_read(folder: Path, paths: tuple[str, ...]) -> None:
+    (folder / "unknown").mkdir()
+    (folder / "unknown" / "a.exe").touch()
+
+    with pytest.raises(CorpusError, match=r"at .*(unknown|nothing) after exclusions"):
+        names(*(folder / path for path in paths))
+
+
+@pytest.mark.parametrize("place", ["caf\udce9.txt", "caf\udce9/a.txt"])
+def test_a_name_that_is_no_utf_8_is_refused_unless_it_is_excluded(folder: Path, place: str) -> None:
+    (folder / "odd" / place).parent.mkdir(parents=True)
+    (folder / "odd" / place).write_bytes(b"x")
+    (folder / "odd" / "b.txt").write_bytes(b"x")
+
+    with pytest.raises(CorpusError) as raised:
+        names(folder / "odd")
+    assert str(raised.value).startswith(
+        f"source 's': found a file name that is no UTF-8, {os.fsencode(place)!r}; expected names in UTF-8; rename"
+    )
+    assert names(folder / "odd", exclude=("caf*", "caf*/**")) == ["b.txt"]
+    with pytest.raises(CorpusError, match="no UTF-8"):
+        names(folder / "odd" / "caf\udce9*" / "*.txt" if "/" in place else folder / "odd" / place)
+
+
+def test_a_glob_lists_folders_as_deep_as_it_goes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scanned: list[str] = []
+    scan = os.scandir
+
+    def spy(path: str) -> object:
+        scanned.append(os.path.relpath(path, folder))
+        return scan(path)
+
+    monkeypatch.setattr("os.scandir", spy)
+    assert names(folder / "*.txt") == [".hidden.txt", "a.txt"]
+    assert scanned == ["."]
+    scanned.clear()
+    assert names(folder / "*" / "*.md") == ["deep/d.md"]
+    assert sorted(scanned) == [".", "deep", "tests"]
