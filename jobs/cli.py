@@ -1,7 +1,8 @@
 """The command line of every job: ``herd JOB [--config FILE] [--section.field VALUE ...]``.
 
 A job is a module with a docstring, whose first line describes it, ``SETTINGS``, a pydantic
-model, and ``main(settings)``, whose result is printed as the summary; or one with
+model, ``EXAMPLE``, words that ask for it, ``main(settings)``, whose result is printed as the
+summary, and where a word may come before any flag its ``ARGUMENT``; or one with
 ``command(words)``, which reads the words itself and returns the exit code. This module
 finds the job, loads its settings, runs it, and turns what goes wrong into one clear message
 and an exit code: 0 done, 1 failed, 2 a mistake the user can mend, 130 interrupted (Ctrl-C),
@@ -19,6 +20,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from cluster import interrupts
 from gpt_core.errors import HerdError, ResourceError, UserError
@@ -100,22 +102,26 @@ def _run(job: str, argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(_help(job, module))
         return 0
-    from jobs.command_line.loader import load
-
-    if argv and not argv[0].startswith("-") and hasattr(module, "ARGUMENT"):
-        argv = [f"--{module.ARGUMENT}={argv[0]}", *argv[1:]]
-    summary = module.main(load(module.SETTINGS, argv, f"herd {job}"))
+    summary = module.main(settings_of(job, argv))
     if summary is not None:
         print(summary)
     return 0
 
 
+def settings_of(job: str, argv: list[str]) -> Any:
+    """Return the settings that a job's words ask for."""
+    from jobs.command_line.loader import load
+
+    module = module_of(job)
+    if argv and not argv[0].startswith("-") and hasattr(module, "ARGUMENT"):
+        argv = [f"--{module.ARGUMENT}={argv[0]}", *argv[1:]]
+    return load(module.SETTINGS, argv, f"herd {job}")
+
+
 def _help(job: str, module: ModuleType) -> str:
     from jobs.command_line.help_text import render
 
-    config = _FOLDER / "configs" / f"{_MODULES[job]}.yaml"
-    example = f"jobs/configs/{config.name}" if config.exists() else None
-    return render(f"herd {job}", _description(job), module.SETTINGS, example)
+    return render(f"herd {job}", _description(job), module.SETTINGS, module.EXAMPLE)
 
 
 def module_of(job: str) -> ModuleType:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 SETTINGS = CompareSettings
 ARGUMENT = "runs"
+EXAMPLE = "runs/mine/model runs/other/model"
 
 
 def main(settings: CompareSettings) -> str:

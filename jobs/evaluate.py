@@ -4,6 +4,7 @@ from gpt_core.settings import EvaluateJob
 from jobs import cli
 
 SETTINGS = EvaluateJob
+EXAMPLE = "--checkpoint runs/mine/model --corpus runs/mine/corpus --output runs/mine/evaluation"
 
 
 def main(settings: EvaluateJob) -> str:

@@ -4,6 +4,7 @@ from gpt_core.settings import ExportSettings
 from jobs import cli
 
 SETTINGS = ExportSettings
+EXAMPLE = "--checkpoint runs/mine/model --output runs/mine/exported"
 
 
 def main(settings: ExportSettings) -> str:

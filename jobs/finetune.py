@@ -4,6 +4,7 @@ from gpt_core.settings import FinetuneJob
 from jobs import cli
 
 SETTINGS = FinetuneJob
+EXAMPLE = "--checkpoint runs/mine/model --examples pairs.jsonl --task translate --output runs/mine/translator"
 
 
 def main(settings: FinetuneJob) -> str:

@@ -6,6 +6,7 @@ from gpt_core.settings import GenerateJob
 from jobs import cli
 
 SETTINGS = GenerateJob
+EXAMPLE = "--checkpoint runs/mine/model --prompts prompts.txt --output runs/mine/generated"
 
 
 def main(settings: GenerateJob) -> str:

@@ -4,6 +4,7 @@ from gpt_core.settings import ImportSettings
 from jobs import cli
 
 SETTINGS = ImportSettings
+EXAMPLE = "--model downloads/gpt2 --output runs/gpt2"
 
 
 def main(settings: ImportSettings) -> str:

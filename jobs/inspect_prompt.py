@@ -4,6 +4,7 @@ from gpt_core.settings import InspectSettings
 from jobs import cli
 
 SETTINGS = InspectSettings
+EXAMPLE = "--checkpoint runs/mine/model --prompt 'The river' --html river.html"
 
 
 def main(settings: InspectSettings) -> str:

@@ -4,6 +4,7 @@ from gpt_core.settings import AnatomySettings
 from jobs import cli
 
 SETTINGS = AnatomySettings
+EXAMPLE = "--preset gpt2-xl"
 
 
 def main(settings: AnatomySettings) -> str:

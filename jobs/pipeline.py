@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from cluster.pipeline import PipelineResult
 
 SETTINGS = PipelineJob
+EXAMPLE = "--config jobs/configs/quickstart.yaml"
 
 
 def main(settings: PipelineJob) -> str:

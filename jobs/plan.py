@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from gpt_core.training.planning import BatchStage, Duration, Layout, Work
 
 SETTINGS = PlanSettings
+EXAMPLE = "--preset gpt3-13b --gpus 64 --gpu h100 --mfu 0.4"
 Row = tuple[str, str, str]
 
 

@@ -4,6 +4,7 @@ from gpt_core.settings import PretrainJob
 from jobs import cli
 
 SETTINGS = PretrainJob
+EXAMPLE = "--corpus runs/mine/corpus --output runs/mine/model --model.preset gpt2 --train.num_workers 2"
 
 
 def main(settings: PretrainJob) -> str:

@@ -5,6 +5,7 @@ from gpt_core.settings import ReplaySettings
 from jobs import cli
 
 SETTINGS = ReplaySettings
+EXAMPLE = "--run runs/mine/model --step 7"
 
 
 def main(settings: ReplaySettings) -> str:

@@ -4,6 +4,7 @@ from gpt_core.settings import ServeJob
 from jobs import cli
 
 SETTINGS = ServeJob
+EXAMPLE = "--checkpoint runs/mine/model"
 
 
 def main(settings: ServeJob) -> str:

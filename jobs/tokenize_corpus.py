@@ -4,6 +4,7 @@ from gpt_core.settings import TokenizeJob
 from jobs import cli
 
 SETTINGS = TokenizeJob
+EXAMPLE = "--input 'texts/*.jsonl.zst' --output runs/mine/corpus --validation_fraction 0.01"
 
 
 def main(settings: TokenizeJob) -> str:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gpt_core.corpus.order import Order
 
 SETTINGS = TraceSettings
+EXAMPLE = "--corpus runs/mine/corpus --run runs/mine/model --step 7 --row 0"
 
 
 def main(settings: TraceSettings) -> str:

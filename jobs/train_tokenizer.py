@@ -6,6 +6,7 @@ from gpt_core.settings import TrainTokenizerSettings
 from jobs import cli
 
 SETTINGS = TrainTokenizerSettings
+EXAMPLE = "--input 'texts/*.txt' --output runs/mine/vocabulary.tiktoken"
 
 
 def main(settings: TrainTokenizerSettings) -> str:

@@ -6,6 +6,7 @@ from jobs import cli
 
 SETTINGS = VerifySettings
 ARGUMENT = "folder"
+EXAMPLE = "runs/mine/corpus"
 
 
 def main(settings: VerifySettings) -> str:

@@ -22,24 +22,20 @@ _OPTIONS = """options
   --help         show this text"""
 
 
-def render(program: str, description: str, model: type[BaseModel], config: str | None) -> str:
+def render(program: str, description: str, model: type[BaseModel], example: str) -> str:
     """Return the help of a job.
 
     Args:
         program: What the user types, such as "herd pretrain".
         description: What the job does, one line.
         model: Its settings; field docstrings become the lines' texts.
-        config: Settings file that makes an example, if the job has one.
+        example: Words after the program that ask for the job.
     """
     usage = f"usage: {program} [--config FILE] [--section.field VALUE ...]"
     schema = Schema(model)
     sections = [_section(name, doc, rows) for name, doc, rows in _sections(schema, schema.root, (), None)]
-    example = f"example\n  {program} {f'--config {config}' if config else _required(schema)}".rstrip()
-    return "\n\n".join([f"{program}: {description}", usage, _OPTIONS, *sections, _VALUES, example])
-
-
-def _required(schema: Schema) -> str:
-    return " ".join(f"--{name} {name.upper()}" for name in schema.root.get("required", ()))
+    shown = f"example\n  {program} {example}"
+    return "\n\n".join([f"{program}: {description}", usage, _OPTIONS, *sections, _VALUES, shown])
 
 
 def _section(name: str, doc: str, rows: list[tuple[str, str]]) -> str:

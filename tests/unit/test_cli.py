@@ -1,6 +1,7 @@
 """The command line as a user meets it: precedence, the exact words of every mistake, exit codes."""
 
 import math
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -444,7 +445,7 @@ def test_any_words_give_settings_or_a_report_and_never_another_error(argv):
 
 
 def test_help_has_one_line_a_setting_with_type_unit_and_default():
-    text = render("herd sample", "Make a sample.", Job, "jobs/configs/sample.yaml")
+    text = render("herd sample", "Make a sample.", Job, "--output folder")
     lines = text.splitlines()
     assert lines[0] == "herd sample: Make a sample."
     assert "usage: herd sample [--config FILE] [--section.field VALUE ...]" in lines
@@ -457,12 +458,16 @@ def test_help_has_one_line_a_setting_with_type_unit_and_default():
     assert "  --model.n_head   whole number > 0, default 6. Heads." in lines
     assert "  --wide.n_head   whole number > 0, default 12. Heads." in lines
     assert "  --sources.N.name    text, required." in lines
-    assert lines[-1] == "  herd sample --config jobs/configs/sample.yaml"
+    assert lines[-2:] == ["example", "  herd sample --output folder"]
 
 
-def test_help_of_a_job_without_a_config_shows_what_is_required():
-    text = render("herd sample", "Make a sample.", Job, None)
-    assert text.endswith("\n\nexample\n  herd sample --output OUTPUT")
+@pytest.mark.parametrize("job", [job for job in cli.job_names() if hasattr(cli.module_of(job), "SETTINGS")])
+def test_the_example_a_job_helps_with_can_be_typed(job, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert cli.main([job, "--help"]) == 0
+    program, typed, *words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert (program, typed) == ("herd", job)
+    assert cli.settings_of(job, words)
 
 
 # The program
@@ -484,6 +489,7 @@ def run_job(tmp_path, monkeypatch, capsys):
             "class SETTINGS(BaseModel):\n"
             "    model_config = ConfigDict(extra='forbid')\n"
             "    seed: int = 1\n"
+            "EXAMPLE = '--seed 2'\n"
             f"def main(settings):\n    {body}\n"
         )
         code = cli.main(["sample", *argv])
