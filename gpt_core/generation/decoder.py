@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt_core.generation.kv_cache import CacheBlock, KVCache, round_up
+from gpt_core.generation.decode_attention import Attention, AttentionKind, attention_of
+from gpt_core.generation.kv_cache import GROWTH_POSITIONS, CacheBlock, KVCache, round_up
 from gpt_core.generation.linear_kernels import Kernel, Linear, make_linear
 from gpt_core.generation.sampling import VOCABULARY_STEP
 from gpt_core.model.gpt import LAYER_NORM_EPSILON
@@ -68,6 +69,7 @@ class _Span:
     positions: Tensor
     num_keys: int
     masks: Mapping[int | None, Tensor]
+    attention: Attention
 
     def attend(self, index: int, band: int | None, qkv_RHD: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Store the rows' keys and values in layer ``index`` and return mixed_RC of this span's rows."""
@@ -75,13 +77,8 @@ class _Span:
         keys_SHLD, values_SHLD = self.block.keys[index], self.block.values[index]
         keys_SHLD[self.place_ids, :, self.positions] = k_RHD
         values_SHLD[self.place_ids, :, self.positions] = v_RHD
-        mixed_RH1D = F.scaled_dot_product_attention(
-            q_RHD[:, :, None],
-            keys_SHLD[self.places, :, : self.num_keys],
-            values_SHLD[self.places, :, : self.num_keys],
-            attn_mask=self.masks[band][:, None],
-        )
-        return mixed_RH1D.flatten(1)
+        keys_RHLD, values_RHLD = (stored[self.places, :, : self.num_keys] for stored in (keys_SHLD, values_SHLD))
+        return self.attention(q_RHD, keys_RHLD, values_RHLD, self.masks[band][:, None]).flatten(1)
 
 
 class Decoder:
@@ -96,6 +93,7 @@ class Decoder:
         dtype: torch.float32 or torch.bfloat16.
         device: Where to compute.
         kernel: How products with weights are computed; ``linear_kernels`` says which work here.
+        attention: How decode steps attend to the cache.
     """
 
     def __init__(
@@ -106,9 +104,11 @@ class Decoder:
         device: torch.device,
         *,
         kernel: Kernel,
+        attention: AttentionKind,
     ) -> None:
         self.shape, self.dtype, self.device = shape, dtype, device
         self.kernel: Kernel = kernel
+        self.attention: AttentionKind = attention
         self._product_dtype = torch.float32 if kernel == "int8" else dtype
         self._weights = weights
         self._wte_VC = weights["wte.weight"].detach().to(device)
@@ -116,7 +116,10 @@ class Decoder:
         self._layers = [self._layer(index) for index in range(shape.n_layer)]
         self._ln_f = self._norm("ln_f")
         spare = -shape.vocabulary_size % VOCABULARY_STEP
-        self._head = make_linear(kernel, F.pad(self._wte_VC, (0, 0, 0, spare)).to(self._product_dtype), None)
+        # Logits of a trained model have a large part in common, in which 8 bits would lose the rest.
+        self._mean_C = self._wte_VC.float().mean(0)
+        head_VC = F.pad(self._wte_VC.float() - self._mean_C, (0, 0, 0, spare))
+        self._head = make_linear(kernel, head_VC.to(self._product_dtype), None)
         self._wte_VC = self._wte_VC.to(dtype)
         self._weights = {}
 
@@ -125,7 +128,8 @@ class Decoder:
         """Store one token's keys and values in each slot of ``slots`` and return fp32 logits_RV.
 
         Logits of ids past the vocabulary are -inf. Each block of the cache attends to the least multiple
-        of ``key_step`` that exceeds its positions: one of KEY_STEPS, or the cache's length. It changes no bit of a row.
+        of ``key_step`` that exceeds its positions, GROWTH_POSITIONS at least: one of KEY_STEPS, or the cache's length.
+        It changes no bit of a row.
         """
         num_keys = self.reserve(cache, positions_R, slots, key_step)
         return self.decode_rows(cache, tokens_R.to(self.device), positions_R.to(self.device), slots, num_keys)
@@ -133,7 +137,10 @@ class Decoder:
     def reserve(self, cache: KVCache, positions_R: Tensor, slots: range, key_step: int) -> tuple[int, ...]:
         """Make room for a step and return the number of keys of each block it touches; positions on the CPU."""
         touched = list(_touched(cache, slots))
-        counts = tuple(round_up(int(positions_R[rows].max()) + 1, key_step) for _, rows, _ in touched)
+        # At least what the cache holds from the start: tiny products take another way through the libraries.
+        counts = tuple(
+            max(GROWTH_POSITIONS, round_up(int(positions_R[rows].max()) + 1, key_step)) for _, rows, _ in touched
+        )
         for (block, _, _), num_keys in zip(touched, counts, strict=True):
             block.reserve(num_keys)
         return counts
@@ -164,7 +171,7 @@ class Decoder:
         tokens_M, positions_M = self._chunk_rows(chunks, num_chunks)
         x_MC = self._embed(tokens_M, positions_M)
         own = positions_M.view(num_chunks, CHUNK_TOKENS)
-        masks = [self._masks(own[i], chunk.start + CHUNK_TOKENS) for i, chunk in enumerate(chunks)]
+        masks = [self._masks(own[i], chunk.start + CHUNK_TOKENS, self.dtype) for i, chunk in enumerate(chunks)]
         for index, layer in enumerate(self._layers):
             q_MHD, k_MHD, v_MHD = self._heads(layer.qkv(layer.ln_1(x_MC)))
             mixed_MC = torch.zeros(x_MC.shape, dtype=self.dtype, device=self.device)
@@ -226,22 +233,27 @@ class Decoder:
         return x_MC + layer.mlp_out(layer.fc_gelu(layer.ln_2(x_MC))).float()
 
     def _logits(self, x_MC: Tensor) -> Tensor:
-        logits_MV = self._head(self._ln_f(x_MC)).float()
+        x_MC = self._ln_f(x_MC)
+        common_M1 = (x_MC.float() * self._mean_C).sum(1, keepdim=True)
+        logits_MV = self._head(x_MC).float().add_(common_M1)
         logits_MV[:, self.shape.vocabulary_size :] = -torch.inf
         return logits_MV
 
     def _spans(self, cache: KVCache, positions_R: Tensor, slots: range, num_keys: tuple[int, ...]) -> Iterator[_Span]:
         """Yield the step's rows block by block."""
+        attention = attention_of(self.attention)
+        mask_dtype = torch.float32 if self.attention == "products" else self.dtype
         for (block, rows, places), count in zip(_touched(cache, slots), num_keys, strict=True):
             own_R = positions_R[rows]
             places_R = torch.arange(places.start, places.stop, device=self.device)
-            yield _Span(block, rows, places, places_R, own_R, count, self._masks(own_R[:, None], count))
+            masks = self._masks(own_R[:, None], count, mask_dtype)
+            yield _Span(block, rows, places, places_R, own_R, count, masks, attention)
 
-    def _masks(self, positions_M1: Tensor, num_keys: int) -> dict[int | None, Tensor]:
+    def _masks(self, positions_M1: Tensor, num_keys: int, dtype: torch.dtype) -> dict[int | None, Tensor]:
         """Return the additive masks [..., L] of dense layers (key None) and banded ones (key the band)."""
         positions = positions_M1[..., None]
         distance = positions - torch.arange(num_keys, device=self.device)
-        zeros = torch.zeros(distance.shape, dtype=self.dtype, device=self.device)
+        zeros = torch.zeros(distance.shape, dtype=dtype, device=self.device)
         masks: dict[int | None, Tensor] = {None: zeros.masked_fill(distance < 0, -torch.inf)}
         band = self.shape.attention_band
         if band is not None:

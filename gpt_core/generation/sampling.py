@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gpt_core.generation.kv_cache import round_up
 from gpt_core.generation.request import GenerationRequest, Sampling, TokenLogprob
 
 VOCABULARY_STEP = 128
@@ -29,7 +30,8 @@ WEIGHT_UNITS = 2.0**36
 MAX_VOCABULARY = 2**17
 """2^17 weights of at most 2^36 add up to at most 2^53, the last exact whole number of a float64."""
 RANK_WIDTHS = (64, 128, 2048)
-"""Numbers of candidates tried before the whole vocabulary is ranked."""
+"""Numbers of candidates tried before the whole vocabulary is ranked; the first is less where every top_k is."""
+_WIDTH_STEP = 8
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # splitmix64's constants (Steele et al. 2014) as signed numbers
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
@@ -117,6 +119,8 @@ class _Settings:
     top_p: Tensor
     min_weight: Tensor
     uniform: Tensor
+    first_width: int
+    """Candidates that are enough for every top_k."""
 
     @staticmethod
     def of(plans: Sequence[DrawPlan], positions: Sequence[int], device: torch.device) -> "_Settings":
@@ -130,6 +134,7 @@ class _Settings:
             top_p=column([plan.top_p for plan in plans], torch.float64),
             min_weight=column([plan.min_p * WEIGHT_UNITS for plan in plans], torch.float64),
             uniform=uniform(keys, column(list(positions), torch.int64)),
+            first_width=round_up(max(plan.top_k for plan in plans), _WIDTH_STEP),
         )
 
     def rows(self, chosen: Tensor) -> "_Settings":
@@ -139,6 +144,7 @@ class _Settings:
             self.top_p[chosen],
             self.min_weight[chosen],
             self.uniform[chosen],
+            self.first_width,
         )
 
 
@@ -159,7 +165,7 @@ def _draw_ranked(logits_RV: Tensor, settings: _Settings) -> Tensor:
     tokens_R = torch.empty(len(logits_RV), dtype=torch.int64, device=logits_RV.device)
     totals_R1 = _whole_totals(logits_RV, settings)
     left = torch.arange(len(logits_RV), device=logits_RV.device)
-    for width in (*RANK_WIDTHS, logits_RV.shape[1]):
+    for width in (min(settings.first_width, RANK_WIDTHS[0]), *RANK_WIDTHS[1:], logits_RV.shape[1]):
         logits = logits_RV if len(left) == len(logits_RV) else logits_RV[left]
         tokens, done = _draw_among(logits, settings.rows(left), totals_R1[left], width)
         tokens_R[left[done]] = tokens[done]

@@ -11,10 +11,12 @@ kernels are chosen by shape, and all layers have the same shapes.
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
 
+from gpt_core.generation.decode_attention import attention_kinds
 from gpt_core.generation.decoder import CHUNK_TOKENS, Chunk, Decoder
 from gpt_core.generation.kv_cache import GROWTH_POSITIONS, KEY_STEPS, KVCache, round_up
 from gpt_core.generation.linear_kernels import Kernel, can_pack
@@ -74,12 +76,15 @@ def checked_decoder(
     If none is so (``is_invariant`` says it), the last one tried is returned with a warning logged.
     """
     decoder = classes = None
-    for kernel in target.kernels:
-        decoder = Decoder(weights, shape, target.dtype, target.device, kernel=kernel)
+    for kernel, attention in product(target.kernels, attention_kinds(target.device)):
+        decoder = Decoder(weights, shape, target.dtype, target.device, kernel=kernel, attention=attention)
         classes = agreed_classes(weights, decoder, cache_positions, num_slots)
         if classes.is_invariant:
             break
-        _log.warning("generation, %s products: rows depend on company: %s", kernel, ", ".join(classes.dropped))
+        _log.warning(
+            "generation, %s linear layers and attention by %s: rows depend on company: %s",
+            kernel, attention, ", ".join(classes.dropped),
+        )  # fmt: skip
     assert decoder is not None
     assert classes is not None
     return decoder, classes
@@ -118,7 +123,9 @@ class _Probe:
 
     def __init__(self, weights: Mapping[str, Tensor], decoder: Decoder, num_positions: int) -> None:
         shape = replace(decoder.shape, n_layer=min(PROBE_LAYERS, decoder.shape.n_layer))
-        self._decoder = Decoder(weights, shape, decoder.dtype, decoder.device, kernel=decoder.kernel)
+        self._decoder = Decoder(
+            weights, shape, decoder.dtype, decoder.device, kernel=decoder.kernel, attention=decoder.attention
+        )
         self._shape = shape
         self._num_positions = num_positions
         self._generator = torch.Generator().manual_seed(0)

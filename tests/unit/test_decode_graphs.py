@@ -13,7 +13,7 @@ ROWS = torch.tensor([5, 6, 7, 8]), torch.tensor([0, 3, 2, 1])
 
 
 def make_decoder():
-    return Decoder(make_weights(), SHAPE, torch.float32, CPU, kernel="plain")
+    return Decoder(make_weights(), SHAPE, torch.float32, CPU, kernel="plain", attention="products")
 
 
 def make_cache():
@@ -35,7 +35,7 @@ def test_steps_are_computed_kernel_by_kernel_where_no_graph_can_be_recorded(capl
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; run it where there is one")
 def test_a_recorded_step_gives_the_bits_of_one_run_kernel_by_kernel():
     device = torch.device("cuda")
-    plain = Decoder(make_weights(), SHAPE, torch.bfloat16, device, kernel="plain")
+    plain = Decoder(make_weights(), SHAPE, torch.bfloat16, device, kernel="plain", attention="products")
     graphs = DecodeGraphs(plain)
     caches = [KVCache(SHAPE, 4, SHAPE.num_positions, torch.bfloat16, device) for _ in range(2)]
     for position in (0, 1, 2, 70, 71, 3):  # grows in between

@@ -15,9 +15,9 @@ CPU = torch.device("cpu")
 NUM_PREFILLED = 2 * CHUNK_TOKENS + 5
 
 
-def forward_all(shape, ids, *, kernel, dtype=torch.float32):
+def forward_all(shape, ids, *, kernel, attention="products", dtype=torch.float32, weights=None):
     """Logits of every position: the first by chunks, the rest token by token, in slot 2 of 4."""
-    decoder = Decoder(make_weights(shape), shape, dtype, CPU, kernel=kernel)
+    decoder = Decoder(weights or make_weights(shape), shape, dtype, CPU, kernel=kernel, attention=attention)
     cache = KVCache(shape, 4, shape.num_positions, dtype, CPU)
     starts = range(0, NUM_PREFILLED, CHUNK_TOKENS)
     chunks = [Chunk(2, s, tuple(ids[s : min(s + CHUNK_TOKENS, NUM_PREFILLED)])) for s in starts]
@@ -32,12 +32,13 @@ def forward_all(shape, ids, *, kernel, dtype=torch.float32):
 
 @pytest.mark.parametrize("band", [None, 9])
 @pytest.mark.parametrize("kernel", ["plain", "packed"])
-def test_chunks_and_single_tokens_give_the_logits_of_an_independent_forward_pass(band, kernel):
+@pytest.mark.parametrize("attention", ["products", "fused"])
+def test_chunks_and_single_tokens_give_the_logits_of_an_independent_forward_pass(band, kernel, attention):
     if kernel == "packed" and not can_pack(CPU, torch.float32):
         pytest.skip("this torch has no packed linear layers; the plain ones are tested")
     shape = ModelShape(3, 2, 32, 128, 257, attention_band=band)
     ids = torch.randint(257, (84,), generator=torch.Generator().manual_seed(0)).tolist()
-    found = forward_all(shape, ids, kernel=kernel)
+    found = forward_all(shape, ids, kernel=kernel, attention=attention)
     weights = {name: tensor.numpy() for name, tensor in make_weights(shape).items()}
     expected = gpt2_numpy.logits(np.array(ids), weights, shape.n_layer, shape.n_head, band)
     np.testing.assert_allclose(found[:, :257], expected, atol=1e-4, rtol=0)
@@ -70,3 +71,18 @@ def test_half_precision_stays_near_full_precision():
     full, half = (forward_all(shape, ids, kernel="plain", dtype=d)[:, :257] for d in (torch.float32, torch.bfloat16))
     distance = torch.nn.functional.kl_div(half.log_softmax(-1), full.log_softmax(-1), log_target=True, reduction="none")
     assert distance.sum(-1).mean() < 1e-3
+
+
+def test_half_precision_keeps_what_is_left_of_logits_that_have_a_large_part_in_common():
+    """As trained models have it: logits of GPT-2 lie around -35 to -100, where bf16 counts in halves."""
+    shape = ModelShape(1, 2, 32, 128, 257)
+    weights = {name: tensor.numpy().copy() for name, tensor in make_weights(shape).items()}
+    weights["wte.weight"] += 1.0
+    weights["ln_f.bias"] = weights["ln_f.bias"] - 1.5
+    ids = list(range(80))
+    expected = gpt2_numpy.logits(np.array(ids), weights, shape.n_layer, shape.n_head, None)
+    assert expected.mean() < -35
+    tensors = {name: torch.from_numpy(values) for name, values in weights.items()}
+    found = forward_all(shape, ids, kernel="plain", dtype=torch.bfloat16, weights=tensors)[:, :257]
+    errors = found.log_softmax(-1).double() - torch.from_numpy(expected).log_softmax(-1)
+    assert errors.abs().max() < 0.1

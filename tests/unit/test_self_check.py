@@ -11,7 +11,7 @@ from tests.unit.tiny_engine import SHAPE, TOKENIZER, make_weights
 
 
 def make_classes(num_slots=64):
-    decoder = Decoder(make_weights(), SHAPE, torch.float32, torch.device("cpu"), kernel="plain")
+    decoder = Decoder(make_weights(), SHAPE, torch.float32, torch.device("cpu"), kernel="plain", attention="products")
     return self_check.agreed_classes(make_weights(), decoder, 192, num_slots)
 
 
