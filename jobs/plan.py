@@ -30,6 +30,7 @@ def main(settings: PlanSettings) -> str:
         *_time_rows(settings, duration),
         *_layout_rows(settings, layout, stages[-1].batch_sequences),
         *_batch_rows(work, stages),
+        *_network_rows(work, duration, layout, stages[-1].batch_sequences),
         *_storage_rows(settings, work),
     ]
     title = f"{settings.preset}: {work.shape.num_parameters:,} parameters, {work.num_tokens:,.0f} tokens"
@@ -40,8 +41,7 @@ def _work(settings: PlanSettings) -> "Work":
     from gpt_core.model.presets import GPT2_VOCABULARY_SIZE, PRESETS
     from gpt_core.training.planning import Work
 
-    model = settings.model.model_copy(update={"preset": settings.preset})
-    shape = model.shape(GPT2_VOCABULARY_SIZE)
+    shape = settings.model.with_preset(settings.preset).shape(GPT2_VOCABULARY_SIZE)
     return Work(
         shape=shape,
         num_tokens=settings.tokens,
@@ -63,7 +63,8 @@ def _rate(settings: PlanSettings, work: "Work") -> tuple[float, str]:
         flops = work.flops(settings.flops_formula) / work.num_tokens * settings.tokens_per_second
         return flops, f"--tokens_per_second {settings.tokens_per_second:,.0f} a GPU x FLOP a token"
     peak = GPUS[settings.gpu].peak_flops
-    return settings.mfu * peak, f"--mfu {settings.mfu:g}, a guess until measured, of {peak / 1e12:g} dense 16-bit peak"
+    given = "as given" if "mfu" in settings.model_fields_set else "a guess until measured"
+    return settings.mfu * peak, f"--mfu {settings.mfu:g}, {given}, of {peak / 1e12:g} dense 16-bit peak"
 
 
 def _compute_rows(settings: PlanSettings, work: "Work") -> Iterator[Row]:
@@ -81,6 +82,7 @@ def _compute_rows(settings: PlanSettings, work: "Work") -> Iterator[Row]:
 def _time_rows(settings: PlanSettings, duration: "Duration") -> Iterator[Row]:
     yield "throughput", f"{duration.tokens_a_second:,.0f} tokens/s", "D / time"
     yield "time", f"{duration.days:,.4g} days", "FLOP / (GPUs x rate)"
+    yield "", f"{duration.gpu_days:,.4g} GPU-days", "GPUs x time"
     yield "", f"{duration.gpu_years:,.4g} GPU-years", "of 365.25 days"
     if settings.dollars_per_gpu_hour is None:
         yield "price", "not known", "give --dollars_per_gpu_hour"
@@ -117,17 +119,40 @@ def _batch_rows(work: "Work", stages: "list[BatchStage]") -> Iterator[Row]:
         yield "", value, f"{stage.batch_sequences:,} sequences, from token {stage.from_tokens:,} on"
 
 
+def _network_rows(work: "Work", duration: "Duration", layout: "Layout", batch_sequences: int) -> Iterator[Row]:
+    from gpt_core.training.planning import token_bytes
+
+    sent = layout.gradient_bytes(work.shape)
+    steps_a_second = duration.tokens_a_second / (batch_sequences * work.window_tokens)
+    formula = "2 (d - 1) / d x 4 N / (t p): fp32 sums over d data ways and back"
+    yield "gradients", f"{sent / 1e9:,.2f} GB a step", f"sent by each GPU, {formula}"
+    yield "", f"{sent * steps_a_second / 1e9:,.2f} GB/s", "of each GPU, at full batches"
+    read = duration.tokens_a_second * token_bytes(work.shape.vocabulary_size)
+    yield "corpus read", f"{read / 1e6:,.1f} MB/s", "throughput x bytes of a token in the shards, all GPUs together"
+
+
+def _tokenize_rate(settings: PlanSettings) -> tuple[float, str]:
+    """Return the tokens/s of a core and where they come from."""
+    from gpt_core.training.planning import TEXT_BYTES_A_CORE_SECOND
+
+    if settings.tokenize_rate is not None:
+        return settings.tokenize_rate, f"--tokenize_rate {settings.tokenize_rate:,.0f} tokens/s a core, as given"
+    rates = TEXT_BYTES_A_CORE_SECOND
+    told = f"{rates['gigatoken'] / 1e6:.0f} MB of text a core-second with gigatoken ({rates['tiktoken'] / 1e6:.0f} with"
+    origin = f"{told} tiktoken), measured on another machine: benchmarks/RESULTS.md, 2026-11-24"
+    return rates["gigatoken"] / settings.text_bytes_per_token, origin
+
+
 def _storage_rows(settings: PlanSettings, work: "Work") -> Iterator[Row]:
     from gpt_core.training.planning import CorpusNeeds, checkpoint_bytes
 
     size = checkpoint_bytes(work.shape) / 1e9
     yield "checkpoint", f"{size:,.2f} GB", "12 N: weights and two moments in fp32"
-    needs = CorpusNeeds(
-        work.num_tokens, settings.tokenize_rate, settings.text_bytes_per_token, work.shape.vocabulary_size
-    )
+    rate, origin = _tokenize_rate(settings)
+    needs = CorpusNeeds(work.num_tokens, rate, settings.text_bytes_per_token, work.shape.vocabulary_size)
     yield "corpus", f"{needs.text_bytes / 1e9:,.1f} GB text", f"{settings.text_bytes_per_token:g} bytes a token"
     yield "", f"{needs.shard_bytes / 1e9:,.1f} GB shards", "2 bytes a token to 65,536 ids, else 4; places come on top"
-    yield "", f"{needs.core_hours:,.4g} core-hours", f"--tokenize_rate {settings.tokenize_rate:,.0f} tokens/s a core"
+    yield "", f"{needs.core_hours:,.4g} core-hours", origin
 
 
 def _table(rows: list[Row]) -> list[str]:

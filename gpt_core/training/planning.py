@@ -22,6 +22,9 @@ GPUS_A_NODE = 8  # tensor-parallel ways stay within a node
 WEIGHTS_AND_GRADIENTS_BYTES = 4  # bf16 each
 OPTIMIZER_BYTES = 12  # fp32 weights and two Adam moments
 CHECKPOINT_BYTES = 12  # the same, as written
+GRADIENT_BYTES = 4  # as summed between GPUs: fp32
+# `herd tokenize`, by processor time: 2-core Xeon without AMX, 2026-11-24 (benchmarks/RESULTS.md).
+TEXT_BYTES_A_CORE_SECOND = {"gigatoken": 102.1e6, "tiktoken": 10.1e6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +110,24 @@ class Duration:
         return self.seconds * self.num_gpus / 3600
 
     @property
+    def gpu_days(self) -> float:
+        """Days one GPU would take."""
+        return self.days * self.num_gpus
+
+    @property
     def gpu_years(self) -> float:
         """Years one GPU would take."""
-        return self.seconds * self.num_gpus / (SECONDS_A_DAY * DAYS_A_YEAR)
+        return self.gpu_days / DAYS_A_YEAR
 
 
 def petaflops_days(flops: float) -> float:
     """Return FLOPs as days of 10^15 operations a second."""
     return flops / (1e15 * SECONDS_A_DAY)
+
+
+def token_bytes(vocabulary_size: int) -> int:
+    """Return the bytes of a token in the shards: two up to 65,536 ids, else four."""
+    return 2 if vocabulary_size <= 1 << 16 else 4
 
 
 def checkpoint_bytes(shape: ModelShape) -> int:
@@ -139,6 +152,11 @@ class Layout:
     def memory_bytes(self) -> float:
         """All of it together."""
         return self.weights_bytes + self.optimizer_bytes + self.activations_bytes + self.logits_bytes
+
+    def gradient_bytes(self, shape: ModelShape) -> float:
+        """Return what each GPU sends a step: sums and their return, 2 (d - 1) / d of its share of the gradients."""
+        share = GRADIENT_BYTES * shape.num_parameters / (self.tensor * self.pipeline)
+        return 2 * (self.data - 1) / self.data * share
 
     def micro_batches(self, batch_sequences: int, micro_batch_sequences: int) -> int:
         """Return the micro-batches each pipeline works through in a step."""
@@ -275,7 +293,7 @@ class CorpusNeeds:
 
     @property
     def core_hours(self) -> float:
-        """Hours of one core at the measured rate."""
+        """Hours of one core at that rate."""
         return self.num_tokens / self.tokens_a_core_second / 3600
 
     @property
@@ -285,8 +303,8 @@ class CorpusNeeds:
 
     @property
     def shard_bytes(self) -> float:
-        """Bytes of the tokens in the shards: two each up to 65,536 ids, else four."""
-        return self.num_tokens * (2 if self.vocabulary_size <= 1 << 16 else 4)
+        """Bytes of the tokens in the shards."""
+        return self.num_tokens * token_bytes(self.vocabulary_size)
 
 
 # What `herd pretrain` expects of its own run. The shares of the rate are guesses from other runs: on GPUs of the

@@ -1,5 +1,7 @@
 """Promises of gpt_core.training.planning and of `herd plan`; figures by hand or from the papers named beside them."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -110,6 +112,12 @@ def test_a_corpus_takes_the_measured_rate_and_two_bytes_a_token():
     assert CorpusNeeds(1e9, 5e6, 4.0, 70_000).shard_bytes == 4e9
 
 
+def test_each_gpu_sends_its_share_of_the_gradients_around_a_ring():
+    # 4 bytes x (2 x 872 + 928 + the last LayerNorm's 16) parameters over 2 x 2 ways; 4 data ways send 2 x 3/4 of it
+    assert layout_of(Work(TINY, 1e6, 64, 16, 3), 2, 2, 4, recomputed=False).gradient_bytes(TINY) == 1.5 * 2688
+    assert layout_of(Work(TINY, 1e6, 64, 16, 3), 2, 2, 1, recomputed=False).gradient_bytes(TINY) == 0
+
+
 def test_planner_and_training_know_the_same_peaks():
     named = {"a100": "A100", "h100": "H100", "h100-pcie": "H100 PCIe", "h200": "H200", "b200": "B200"}
     assert all(GPUS[ours].peak_flops == precision.PEAK_FLOPS[name] for ours, name in named.items())
@@ -125,7 +133,39 @@ def test_the_command_prints_the_published_figures(capsys):
     words = "--preset gpt3-175b --tokens 300e9 --gpus 1024 --gpu v100 --tflops 28 --dollars_per_gpu_hour 1.5"
     code, out, _ = plan(capsys, *words.split())
     assert code == 0
-    for figure in ("3,637.6 petaflop/s-days", "355.7 GPU-years", "4,676,900 dollars", "2,095.25 GB"):
+    # 355.68 years x 365.25 = 129,912 days
+    for figure in (
+        "3,637.6 petaflop/s-days",
+        "1.299e+05 GPU-days",
+        "355.7 GPU-years",
+        "4,676,900 dollars",
+        "2,095.25 GB",
+    ):
+        assert figure in out
+
+
+def test_300_billion_tokens_take_the_core_hours_of_the_rate_that_was_measured_or_given(capsys):
+    # 300e9 x 4.1 bytes / 102.1e6 bytes a core-second (benchmarks/RESULTS.md, `herd tokenize`, auto) / 3600 = 3.346
+    out = plan(capsys)[1]
+    assert re.search(r"3\.346 core-hours +102 MB of text a core-second .*measured on another machine: benchmarks", out)
+    # 300e9 / 2.5e6 / 3600 = 33.33
+    assert re.search(
+        r"33\.33 core-hours .*2,500,000 tokens/s a core, as given", plan(capsys, "--tokenize_rate", "2.5e6")[1]
+    )
+
+
+def test_a_share_of_the_peak_is_called_a_guess_unless_it_was_given(capsys):
+    assert "--mfu 0.4, a guess until measured, of 989 dense" in plan(capsys)[1]
+    given = plan(capsys, "--mfu", "0.45")[1]
+    assert "--mfu 0.45, as given, of 989 dense" in given
+    assert "guess" not in given
+
+
+def test_the_networks_share_is_told_for_gradients_and_corpus(capsys):
+    words = "--preset gpt2 --tokens 10e9 --gpus 8 --tokens_per_second 468000 --ramp_tokens 0"
+    out = plan(capsys, *words.split())[1]
+    # 2 x 7/8 x 4 x 124,439,808 = 0.87 GB; 3,744,000 / 524,288 = 7.14 steps/s: 6.22 GB/s; 2 bytes x 3.744e6 = 7.5 MB/s
+    for figure in ("0.87 GB a step", "6.22 GB/s", "7.5 MB/s"):
         assert figure in out
 
 
