@@ -12,10 +12,7 @@ def main(settings: AnatomySettings) -> str:
     from gpt_core.model.anatomy import table
     from gpt_core.model.presets import GPT2_VOCABULARY_SIZE
 
-    model = settings.model
-    if settings.preset is not None:
-        model = model.model_copy(update={"preset": settings.preset})
-    return table(model.shape(GPT2_VOCABULARY_SIZE))
+    return table(settings.model.with_preset(settings.preset).shape(GPT2_VOCABULARY_SIZE))
 
 
 if __name__ == "__main__":

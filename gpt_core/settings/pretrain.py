@@ -57,6 +57,10 @@ class ShapeSettings(Settings):
         changes = self.model_dump(exclude={"preset"}, exclude_none=True)
         return replace(PRESETS[self.preset].shape, **{"vocabulary_size": vocabulary_size, **changes})
 
+    def with_preset(self, preset: PresetName | None) -> Self:
+        """Return the settings with another preset, where one is given."""
+        return self if preset is None else self.model_copy(update={"preset": preset})
+
 
 class ModelSettings(ShapeSettings):
     """Shape of the model: a preset, and what differs from it."""
@@ -288,6 +292,11 @@ class AnatomySettings(Settings):
     model: ShapeSettings = ShapeSettings()
     preset: PresetName | None = None
     """Short for model.preset."""
+
+    @model_validator(mode="after")
+    def _makes_a_model(self) -> Self:
+        fitting(lambda: self.model.with_preset(self.preset).shape(vocabulary_size=1))
+        return self
 
 
 class PretrainJob(PretrainSettings, JobSettings):

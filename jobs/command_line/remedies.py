@@ -8,6 +8,7 @@ from jobs.command_line import yaml_scalars
 from jobs.command_line.mistakes import show
 from jobs.command_line.schema import Node, Schema, choices
 
+_NULLS = ("none", "off", "no")
 _THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _YES_NO = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
@@ -29,7 +30,7 @@ def remedy(schema: Schema, node: Node, value: Any) -> str:
 
 
 def _for_text(value: str, kinds: set[str]) -> str | None:
-    if "null" in kinds and value.lower() in ("none", "off", "no"):
+    if "null" in kinds and value.lower() in _NULLS:
         return "write null"
     if "boolean" in kinds and value.lower() in _YES_NO:
         return f"write {_YES_NO[value.lower()]}"
@@ -47,7 +48,8 @@ def _is_a(kind: type, number: str) -> bool:
 
 def _as_list(value: str, schema: Schema, node: Node) -> str | None:
     entry = schema.child(node, "0") or {}
-    return f"write [{value}]" if value and any(map(_is_free_text, schema.alternatives(entry))) else None
+    is_word = value and value.lower() not in _NULLS
+    return f"write [{value}]" if is_word and any(map(_is_free_text, schema.alternatives(entry))) else None
 
 
 def _nearest_choice(value: str, alternatives: list[Node]) -> str | None:

@@ -264,6 +264,7 @@ def test_every_mistake_is_reported_at_once_in_the_order_of_the_file(write):
         ("model: {dropout: 1e999}", "model.dropout: found 1e999; expected a finite number; mend it"),
         ("title: 12", 'title: found 12; expected a text or null; write "12" in quotes'),
         ("paths: a", "paths: found the text 'a'; expected a list of texts; write [a]"),
+        ("paths: None", "paths: found the text 'None'; expected a list of texts; the default is []"),
         ("paths: [a, 2]", 'paths.1: found 2; expected a text; write "2" in quotes'),
         ("sizes: [1, x]", "sizes.1: found the text 'x'; expected a whole number; give such a value"),
         ("sources: [{nam: x, name: y}]", "sources.0.nam: found no such setting; expected a known one; did you mean sources.0.name?"),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gpt_core.settings import (
+    AnatomySettings,
     ClusterSettings,
     FinetuneJob,
     GenerateJob,
@@ -149,7 +150,10 @@ def test_a_pipeline_measures_no_longer_context_than_its_model_has():
 
 def test_a_plan_takes_heads_that_divide_the_width_of_its_preset():
     assert load(PlanSettings, ["--model.n_head", "128"]).model.n_head == 128
-    assert load(PlanSettings, ["--model.n_head", "64"]).model.n_head == 64
+    (line,) = mistakes(PlanSettings, ["--model.n_head", "100"])
+    assert line.startswith("--model.n_head: found 100 heads, which do not divide n_embd 12288; ")
+    (line,) = mistakes(AnatomySettings, ["--preset", "gpt2-xl", "--model.n_head", "12"])
+    assert line.startswith("--model.n_head: found 12 heads, which do not divide n_embd 1600; ")
 
 
 def test_fine_tuning_has_the_ramp_and_the_limits_of_pretraining():
