@@ -7,7 +7,6 @@ that of `herd pretrain`, over that corpus and from the checkpoint's weights.
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from cluster import training
@@ -26,7 +25,7 @@ from gpt_core.finetuning.templates import Template, find_template
 from gpt_core.finetuning.tokenize_examples import ExampleOptions, ExampleTokenizer
 from gpt_core.ledger import Ledger, Row
 from gpt_core.settings import FinetuneSettings
-from gpt_core.storage import Storage
+from gpt_core.storage import Location, Storage
 from gpt_core.tokens.tokenizer import GrownVocabulary, load_tokenizer
 from gpt_core.tokens.train_tokenizer import write_ranks
 from gpt_core.tokens.vocabulary import VOCABULARY
@@ -53,7 +52,7 @@ class Inputs:
 class Finetuned:
     """What a finished run made; losses in nats a token of the targets, None where nothing was held out."""
 
-    checkpoint: Path
+    checkpoint: Location
     """The best by held-out loss; the last where nothing was held out."""
     weights_digest: str
     num_parameters: int
@@ -97,6 +96,7 @@ def resolve(settings: FinetuneSettings) -> Inputs:
     )
     contents = {"template": asdict(template), "tokenizer": vocabulary.digest, "contents": digest_of(plans.files)}
     inputs = Inputs(plan, plans, template, vocabulary, {**decisive, **contents, PACKED: plan.window_tokens})
+    training.check_records(plan)
     if prepared := _found_examples(inputs):
         training.check_begun("finetune", plan, prepared.root_digest)
     return inputs
@@ -108,7 +108,7 @@ def finished(settings: FinetuneSettings, inputs: Inputs) -> Finetuned | None:
     if newest is None or not inputs.plan.is_over(newest.step, newest.metrics):
         return None
     done = summary_of(inputs)
-    if settings.register and not is_registered(settings.register, done.checkpoint.name, Path(settings.output)):
+    if settings.register and not is_registered(settings.register, done.checkpoint.name, inputs.plan.folder):
         return None
     return done
 
@@ -128,7 +128,7 @@ def record(run: Run, settings: FinetuneSettings, inputs: Inputs, done: Finetuned
     """Record the run's checkpoints and how it went, and register the best one where that is asked for."""
     training.record_checkpoints(run, inputs.plan, done.weights_digest)
     if settings.register:
-        register(run, settings.register, done.checkpoint, Path(settings.output))
+        register(run, settings.register, done.checkpoint, inputs.plan.folder)
 
 
 def _check_settings(settings: FinetuneSettings) -> None:

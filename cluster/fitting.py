@@ -64,9 +64,9 @@ class Fitting:
         return Worker(self.plan.num_threads, int(self.plan.device == "gpu"))
 
     @property
-    def output(self) -> Path:
-        """The run's folder."""
-        return Path(self.plan.output)
+    def folder(self) -> Path:
+        """The run's local folder."""
+        return self.plan.folder
 
     def run(self) -> None:
         """Train until the plan is over.
@@ -76,8 +76,8 @@ class Fitting:
                 ten minutes.
             Exception: Ray's, once more than max_failures workers were lost without progress.
         """
-        shutil.rmtree(self.output / _RAY_FOLDER, ignore_errors=True)  # of a driver that was killed
-        losses = Losses(self.output, self.max_failures, newest_step(self.output))
+        shutil.rmtree(self.folder / _RAY_FOLDER, ignore_errors=True)  # of a driver that was killed
+        losses = Losses(self.folder, self.plan.output, self.max_failures, newest_step(self.plan.output))
         group: _Group | None = None
         while True:
             count = self._count_now(group.hoped if group else 0)
@@ -138,10 +138,10 @@ class _Group:
         self.hoped = count
         """Workers of the next one, as far as was seen."""
         self._fitting = fitting
-        self._stop = fitting.output / STOP
+        self._stop = fitting.folder / STOP
         self._losses = losses
-        (fitting.output / LOSSES).unlink(missing_ok=True)
-        self._restarts = Tail(fitting.output / LOSSES)
+        (fitting.folder / LOSSES).unlink(missing_ok=True)
+        self._restarts = Tail(fitting.folder / LOSSES)
         self._trainer = _trainer(fitting, count, losses)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
@@ -168,7 +168,7 @@ class _Group:
             self._end()
         self._fitting.show()
         self._tell_restarts()
-        (self._fitting.output / LOSSES).unlink(missing_ok=True)
+        (self._fitting.folder / LOSSES).unlink(missing_ok=True)
         return self._error
 
     def _wait_for_checkpoint(self) -> None:
@@ -250,7 +250,7 @@ def _trainer(fitting: Fitting, count: int, losses: Losses) -> Any:
         run_config=RunConfig(
             # A name of its own: Ray would resume one that it knows from its own record, and we do from ours.
             name=uuid.uuid4().hex,
-            storage_path=str(fitting.output / _RAY_FOLDER),
+            storage_path=str(fitting.folder / _RAY_FOLDER),
             # RestartInPlace counts. An elastic run that waits a minute for a node goes on without it.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0 if is_elastic else -1),
             callbacks=[RestartInPlace(losses, living_nodes() if is_elastic else None)],

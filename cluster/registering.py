@@ -6,10 +6,10 @@ from typing import TypeVar
 
 from cluster.progress import say
 from cluster.recording.record_book import Run
-from cluster.stages import local_folder
 from cluster.tracking import TrackingOptions, download_registered_model, tracking_uri, write_prompt_model
 from gpt_core import sealed_json
 from gpt_core.settings import EvaluateJob, FinetuneJob, GenerateJob, InspectSettings, ServeJob, TrackingSettings
+from gpt_core.storage import Location, local_folder
 from gpt_core.training import checkpoint
 
 SCHEME = "models:/"
@@ -20,7 +20,7 @@ MODELS = "models"
 J = TypeVar("J", EvaluateJob, FinetuneJob, GenerateJob, InspectSettings, ServeJob)
 
 
-def register(run: Run, register_as: str, path: Path, output: Path) -> None:
+def register(run: Run, register_as: str, path: Location, output: Path) -> None:
     """Write a checkpoint as a model MLflow can load, into OUTPUT/registered, and record that it is registered.
 
     Raises:

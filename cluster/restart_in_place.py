@@ -47,7 +47,7 @@ class RestartInPlace(UserCallback):
         if own_error_in(error) or is_mistake_in_code(error) or self._has_lost_a_node() or not self._losses.add():
             raise error
         note = {"told": self._losses.told(error), "step": self._losses.step, "failures": self._losses.failures}
-        with (self._losses.output / LOSSES).open("a") as file:
+        with (self._losses.folder / LOSSES).open("a") as file:
             file.write(json.dumps(note) + "\n")
 
     def _has_lost_a_node(self) -> bool:

@@ -6,6 +6,7 @@ the driver carries them to MLflow.
 """
 
 import contextlib
+import socket
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,15 +15,18 @@ from typing import TYPE_CHECKING, Any
 from cluster.fitting import STOP, Fitting
 from cluster.progress import Meter, meter, say
 from cluster.recording.journal import Journal, Tail
+from cluster.recording.journal_copy import take_up_journal, upload_journal
 from cluster.recording.predicting import record_comparison, write_expectation
 from cluster.recording.record_book import Run
 from cluster.registering import is_registered, register
 from cluster.session import Cluster
 from gpt_core.corpus import manifest
 from gpt_core.corpus.manifest import Manifest
+from gpt_core.errors import ResourceError, StaleOutputError
 from gpt_core.model.presets import ModelShape
 from gpt_core.settings import FinetuneSettings, PretrainSettings, TrainSettings
 from gpt_core.sole_writer import sole_writer
+from gpt_core.storage import Location, is_url, local_folder
 from gpt_core.training import begun, checkpoint
 from gpt_core.training.checkpoint import Description
 from gpt_core.training.observer import Silence
@@ -49,7 +53,7 @@ class Inputs:
 class Trained:
     """What a finished run made; losses in nats a token, None where nothing was held out."""
 
-    checkpoint: Path
+    checkpoint: Location
     weights_digest: str
     num_parameters: int
     num_steps: int
@@ -71,6 +75,7 @@ def resolve(settings: PretrainSettings) -> Inputs:
     shape = settings.model.shape(corpus.tokenizer.vocabulary_size)
     check_vocabulary(shape, corpus.tokenizer.name, corpus.tokenizer.vocabulary_size)
     plan = plan_of(settings, settings.corpus, shape)
+    check_records(plan)
     check_begun("pretrain", plan, corpus.root_digest)
     return Inputs(plan, corpus)
 
@@ -110,8 +115,22 @@ def plan_of(settings: PretrainSettings | FinetuneSettings, corpus: str, shape: M
         keep_checkpoints=train.keep_checkpoints,
         evaluate_every_steps=train.evaluate_every_steps,
         evaluate_sequences=train.evaluate_sequences,
+        work_folder=str(local_folder(settings.output)) if is_url(settings.output) else None,
         settings=settings.model_dump(mode="json", exclude={"cluster", "tracking"}),
     )
+
+
+def check_records(plan: TrainingPlan) -> None:
+    """Refuse to go on with the journal of a run that is gone from its URL.
+
+    Raises:
+        StaleOutputError: If the run's local folder has one and nothing is begun at the URL.
+    """
+    if is_url(plan.output) and (plan.folder / METRICS).exists() and begun.read(plan.output) is None:
+        raise StaleOutputError(
+            plan.output, f"nothing, and records of an earlier run in {plan.folder}", "both or neither",
+            "delete that folder, or choose another output",
+        )  # fmt: skip
 
 
 def check_begun(title: str, plan: TrainingPlan, corpus_digest: str | None) -> Description | None:
@@ -133,7 +152,7 @@ def finished(settings: PretrainSettings, inputs: Inputs) -> Trained | None:
     if newest is None or newest.step < inputs.plan.num_steps:
         return None
     trained = _summary(settings.output)
-    if settings.register and not is_registered(settings.register, trained.checkpoint.name, Path(settings.output)):
+    if settings.register and not is_registered(settings.register, trained.checkpoint.name, inputs.plan.folder):
         return None
     return trained
 
@@ -150,7 +169,7 @@ def record(run: Run, settings: PretrainSettings, inputs: Inputs, trained: Traine
     """Record the run's checkpoints and how it went, and register the newest one where that is asked for."""
     record_checkpoints(run, inputs.plan, trained.weights_digest)
     if settings.register:
-        register(run, settings.register, trained.checkpoint, Path(settings.output))
+        register(run, settings.register, trained.checkpoint, inputs.plan.folder)
 
 
 def fit(title: str, train: TrainSettings, inputs: Inputs, cluster: Cluster, run: Run) -> None:
@@ -161,16 +180,18 @@ def fit(title: str, train: TrainSettings, inputs: Inputs, cluster: Cluster, run:
     uses_gpus = train.device == "gpu" or (train.device == "auto" and cluster.num_gpus >= train.fewest_workers)
     plan = replace(inputs.plan, device="gpu" if uses_gpus else "cpu")
     counts = allowed_ranks(plan, train.fewest_workers, train.most_workers)
-    output = Path(plan.output)
+    folder = plan.folder
     if told := begun.told_rounding(plan):
         say(f"{title}: {told}")
     run.log_dataset(
         "corpus/train", inputs.corpus.root_digest, plan.corpus, context="training",
         profile={"num_tokens": inputs.corpus.splits["train"].num_tokens},
     )  # fmt: skip
-    run.follow(output / METRICS)
-    with sole_writer(output, _LOCK, _LOCK_PATIENCE_SECONDS), meter(title, plan.num_steps, "steps") as shown:
-        followed = _Followed(output / METRICS, shown)
+    run.follow(folder / METRICS)
+    with sole_writer(folder, _LOCK, _LOCK_PATIENCE_SECONDS), meter(title, plan.num_steps, "steps") as shown:
+        if is_url(plan.output):
+            take_up_journal(folder / METRICS, plan.output)
+        followed = _Followed(folder / METRICS, shown)
         Fitting(title, plan, _work, counts, train.max_failures, followed.show).run()
 
 
@@ -184,20 +205,31 @@ def _work(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     plan = TrainingPlan.from_dict(config["plan"])
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
+    _check_folder(plan.folder)
     if ranks.rank == 0:
         write_expectation(plan, ranks.num_ranks)
-    with contextlib.closing(_Reporter(Path(plan.output), ranks.rank)) as reporter:
+    with contextlib.closing(_Reporter(plan, ranks.rank)) as reporter:
         train(plan, ranks, reporter)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise ResourceError where this worker does not see the folder in which the driver holds its lock."""
+    if not (folder / _LOCK).exists():
+        raise ResourceError(
+            str(folder), f"nothing of this run on {socket.gethostname()}", "a folder that all nodes share",
+            "write to one; where the output is a URL, run the command in one",
+        )  # fmt: skip
 
 
 class _Reporter(Silence):
     """Takes what the loop observes: metrics to the journal on rank 0, the driver's wish to stop to all."""
 
-    def __init__(self, output: Path, rank: int) -> None:
-        self._path = output / METRICS if rank == 0 else None
+    def __init__(self, plan: TrainingPlan, rank: int) -> None:
+        self._output = plan.output
+        self._path = plan.folder / METRICS if rank == 0 else None
         self._journal: Journal | None = None
         self._gauges: TrainingGauges | None = None
-        self._stop = output / STOP
+        self._stop = plan.folder / STOP
 
     def on_metrics(self, step: int, tokens: int, metrics: dict[str, float]) -> None:
         if self._path is None:
@@ -210,6 +242,8 @@ class _Reporter(Silence):
     def before_checkpoint(self) -> None:
         if self._journal is not None:
             self._journal.sync()
+            if is_url(self._output):
+                upload_journal(self._journal.path, self._output)
 
     def _show(self, step: int, metrics: dict[str, float]) -> None:
         from cluster.recording.training_gauges import TrainingGauges  # here, so that the driver starts without ray
@@ -270,7 +304,7 @@ def _summary(output: str) -> Trained:
 def record_checkpoints(run: Run, plan: TrainingPlan, weights_digest: str) -> None:
     """Record every checkpoint of the output folder, which one the run made, what it reached and its losses' curves."""
     paths = checkpoint.list_paths(plan.output)
-    record_comparison(run, plan, Path(plan.output) / METRICS, paths[-1])
+    record_comparison(run, plan, plan.folder / METRICS, paths[-1])
     for path in paths:
         found = checkpoint.read_description(path)
         digest = checkpoint.weights_digest(path)

@@ -15,13 +15,15 @@ class Losses:
     """Losses of workers in a row without a new checkpoint between them.
 
     Attributes:
-        output: The run's folder.
+        folder: The run's local folder.
+        output: Where its checkpoints lie.
         most: How many of them are survived.
         step: Newest checkpoint's at the last loss, or at the start.
         failures: How many there were since that checkpoint.
     """
 
-    output: Path
+    folder: Path
+    output: str
     most: int
     step: int
     failures: int = 0
@@ -42,7 +44,7 @@ class Losses:
         )
 
 
-def newest_step(output: Path) -> int:
+def newest_step(output: str) -> int:
     """Return the step of the newest checkpoint, 0 where there is none."""
     paths = checkpoint.list_paths(output)
     return int(paths[-1].name.rpartition("-")[2]) if paths else 0

@@ -14,6 +14,7 @@ from cluster.recording.journal import read_all
 from cluster.recording.record_book import Run
 from gpt_core import sealed_json
 from gpt_core.errors import CorpusError
+from gpt_core.storage import Location, Storage
 from gpt_core.training.planning import Expected, expect
 from gpt_core.training.training_plan import TrainingPlan
 
@@ -27,7 +28,7 @@ def write_expectation(plan: TrainingPlan, num_workers: int) -> None:
     from gpt_core.model.precision import choose_dtype, peak_flops
     from gpt_core.model.product_rate import product_rate
 
-    path = Path(plan.output) / EXPECTED
+    path = plan.folder / EXPECTED
     if path.exists():
         return
     torch.set_num_threads(plan.num_threads)
@@ -40,9 +41,9 @@ def write_expectation(plan: TrainingPlan, num_workers: int) -> None:
         sealed_json.write(path, asdict(expect(plan, num_workers, rate, dtype.itemsize)))
 
 
-def record_comparison(run: Run, plan: TrainingPlan, metrics_journal: Path, checkpoint: Path) -> None:
+def record_comparison(run: Run, plan: TrainingPlan, metrics_journal: Path, checkpoint: Location) -> None:
     """Record the expected and the actual figures as metrics of the last step and as a table, and say them."""
-    expected = _read(Path(plan.output) / EXPECTED)
+    expected = _read(plan.folder / EXPECTED)
     if expected is None:
         return
     actual = actual_figures(metrics_journal, checkpoint, expected.num_workers)
@@ -60,7 +61,7 @@ def record_comparison(run: Run, plan: TrainingPlan, metrics_journal: Path, check
     )
 
 
-def actual_figures(metrics_journal: Path, checkpoint: Path, num_workers: int) -> dict[str, float] | None:
+def actual_figures(metrics_journal: Path, checkpoint: Location, num_workers: int) -> dict[str, float] | None:
     """Return what a run reached, under the names of ``Expected``; None where its journal is gone.
 
     The rate is the median step's; the seconds are those of all steps, those done again after a loss left out.
@@ -78,7 +79,7 @@ def actual_figures(metrics_journal: Path, checkpoint: Path, num_workers: int) ->
         "seconds": seconds,
         "worker_hours": num_workers * seconds / 3600,
         "peak_memory_bytes": max(one["peak_memory_bytes"] for one in steps.values()),
-        "checkpoint_bytes": float(sum(file.stat().st_size for file in checkpoint.iterdir())),
+        "checkpoint_bytes": float(sum(size for _, size in Storage.of(checkpoint).list_files(str(checkpoint)))),
     }
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from gpt_core.errors import CheckpointError, StaleOutputError
 from gpt_core.model.gpt import GPT, LAYER_NORM_EPSILON
 from gpt_core.model.presets import ModelShape
+from gpt_core.storage import Location
 from gpt_core.tokens.music import WORDS
 from gpt_core.tokens.tokenizer import load_tokenizer
 from gpt_core.tokens.vocabulary import END_OF_TEXT, _byte_characters, gpt2_ranks, read_vocabulary
@@ -96,7 +97,7 @@ def export_model(checkpoint: Checkpoint, folder: Path | str) -> Path:
     return aside.rename(folder)
 
 
-def import_run(folder: Path | str, run_folder: Path | str, tokenizer_name: str = "gpt2") -> Path:
+def import_run(folder: Path | str, run_folder: Location | str, tokenizer_name: str = "gpt2") -> Location:
     """Write a model in the Hugging Face layout as the one checkpoint, of step 0, of a new run; return its folder.
 
     Rows of a vocabulary padded above the tokenizer's are left out. There is no optimizer state: the checkpoint is
@@ -150,7 +151,7 @@ def write_tokenizer(folder: Path, name: str, num_positions: int) -> None:
     elif name == "gpt2":
         ranks = gpt2_ranks()
     else:
-        ranks, specials = read_vocabulary(Path(name))
+        ranks, specials = read_vocabulary(name)
     characters = _byte_characters()
     spelled = {token: "".join(characters[byte] for byte in token) for token in ranks}
     ids = {spelled[token]: rank for token, rank in sorted(ranks.items(), key=lambda item: item[1])}

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from gpt_core.errors import CheckpointError, UserError
 from gpt_core.exchange.huggingface import export_model, import_model
 from gpt_core.generation.request import GenerationRequest, Sampling
+from gpt_core.storage import Location, Storage
 from gpt_core.tokens.vocabulary import VOCABULARY
 from gpt_core.training import checkpoint
 from gpt_core.training.checkpoint import Checkpoint, Description
@@ -38,7 +39,8 @@ def package(source: Checkpoint, folder: Path) -> Path:
     export_model(source, folder)
     tokenizer = dict(source.tokenizer)
     if tokenizer["name"] not in _PUBLISHED:
-        shutil.copyfile(tokenizer["name"], folder / VOCABULARY)
+        with Storage.of(tokenizer["name"]).on_disk(tokenizer["name"]) as vocabulary:
+            shutil.copyfile(vocabulary, folder / VOCABULARY)
         tokenizer["name"] = VOCABULARY
     told = source.description
     facts = {
@@ -54,7 +56,7 @@ def package(source: Checkpoint, folder: Path) -> Path:
     return folder
 
 
-def unpack(folder: Path, run_folder: Path) -> Path:
+def unpack(folder: Path, run_folder: Path) -> Location:
     """Write the folder's model as the one checkpoint of a run folder, atomically, and return the checkpoint.
 
     Its weights file is the one that was packaged, to the bit, unless that one had a padded vocabulary.
@@ -124,9 +126,9 @@ def _prompts_of(model_input: Any) -> Iterable[str]:
     return [str(prompt) for prompt in column]
 
 
-def _order_of(file: Path) -> list[str]:
+def _order_of(file: Location) -> list[str]:
     """Return the names of a file's tensors as they follow one another, on which its digest depends."""
-    with safe_open(file, framework="pt") as tensors:
+    with Storage.of(file).on_disk(str(file)) as there, safe_open(there, framework="pt") as tensors:
         return tensors.offset_keys()
 
 

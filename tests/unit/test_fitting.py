@@ -42,9 +42,9 @@ def _group(monkeypatch: pytest.MonkeyPatch, output: Path, steps: list[bool]) -> 
     monkeypatch.setattr(fitting, "num_fitting", lambda *_, **__: 1)
     monkeypatch.setattr(fitting, "_RESIZE_POLL_SECONDS", 0.0)
     monkeypatch.setattr(fitting, "_POLL_SECONDS", 0.02)
-    plan: Any = SimpleNamespace(num_threads=1, device="cpu", output=str(output))
+    plan: Any = SimpleNamespace(num_threads=1, device="cpu", output=str(output), folder=output)
     job = Fitting("pretrain", plan, lambda config: None, [1, 2], 3, lambda: bool(steps and steps.pop()))
-    return fitting._Group(job, 1, Losses(output, 3, 0)), trainer
+    return fitting._Group(job, 1, Losses(output, str(output), 3, 0)), trainer
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -20,7 +20,7 @@ def notes(folder):
 
 
 def test_losses_without_a_new_checkpoint_are_survived_as_often_as_allowed(tmp_path):
-    callback = RestartInPlace(Losses(tmp_path, most=2, step=0), nodes=None)
+    callback = RestartInPlace(Losses(tmp_path, str(tmp_path), most=2, step=0), nodes=None)
     for _ in range(2):
         callback.after_exception(None, KILLED)
     with pytest.raises(GroupLostError) as caught:
@@ -33,7 +33,7 @@ def test_losses_without_a_new_checkpoint_are_survived_as_often_as_allowed(tmp_pa
 
 
 def test_a_new_checkpoint_makes_the_count_begin_again(tmp_path):
-    callback = RestartInPlace(Losses(tmp_path, most=1, step=0), nodes=None)
+    callback = RestartInPlace(Losses(tmp_path, str(tmp_path), most=1, step=0), nodes=None)
     for step in (0, 20, 40):
         if step:
             (tmp_path / checkpoint.CHECKPOINTS / f"step-{step:08d}").mkdir(parents=True)
@@ -43,7 +43,7 @@ def test_a_new_checkpoint_makes_the_count_begin_again(tmp_path):
 
 @pytest.mark.parametrize("error", [RunFailedError("step 3", "a loss of nan", "a number", "look"), TypeError("no")])
 def test_what_would_only_come_again_is_raised_at_once_and_found_in_the_driver(tmp_path, error):
-    callback = RestartInPlace(Losses(tmp_path, most=9, step=0), nodes=None)
+    callback = RestartInPlace(Losses(tmp_path, str(tmp_path), most=9, step=0), nodes=None)
     with pytest.raises(GroupLostError) as caught:
         callback.after_exception(None, {0: error, **KILLED})
     assert not (tmp_path / LOSSES).exists()
@@ -55,7 +55,7 @@ def test_what_would_only_come_again_is_raised_at_once_and_found_in_the_driver(tm
 @pytest.mark.parametrize(("answering", "restarts"), [({"a", "b", "c"}, True), ({"a", "b"}, True), ({"a"}, False)])
 def test_an_elastic_group_starts_in_place_only_while_all_its_nodes_answer(tmp_path, monkeypatch, answering, restarts):
     monkeypatch.setattr(restart_in_place, "answering_nodes", lambda: answering)
-    callback = RestartInPlace(Losses(tmp_path, most=9, step=0), nodes={"a", "b"})
+    callback = RestartInPlace(Losses(tmp_path, str(tmp_path), most=9, step=0), nodes={"a", "b"})
     if restarts:
         callback.after_exception(None, KILLED)
         assert len(notes(tmp_path)) == 1
