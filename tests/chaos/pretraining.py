@@ -147,6 +147,18 @@ class Command:
             self._process.wait()
         assert not _alive_after(below, 30)
 
+    def kill_everything_while(self, true: Callable[[], bool]) -> None:
+        """Like ``kill_everything``, at a moment when it is true: the workers stand still until that is sure."""
+        while True:
+            workers = [process for process in self.below() if _is_training_worker(process)]
+            self.wait_until(true)
+            assert self._process.poll() is None, f"it ended before there was something to hurt: {self.said}"
+            _for_each(workers, psutil.Process.suspend)
+            if true():
+                self.kill_everything()
+                return
+            _for_each(workers, psutil.Process.resume)
+
     def terminate(self) -> int:
         """SIGTERM the driver, as a preempted machine does, and return its exit code."""
         self._process.send_signal(signal.SIGTERM)
@@ -194,9 +206,13 @@ def _is_training_worker(process: psutil.Process) -> bool:
 
 
 def _kill_all(processes: list[psutil.Process]) -> None:
+    _for_each(processes, psutil.Process.kill)
+
+
+def _for_each(processes: list[psutil.Process], do: Callable[[psutil.Process], None]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+            do(process)
 
 
 def newest_logged_step(output: Path) -> int:

@@ -65,8 +65,7 @@ def _kill_the_driver(command: Command, rng: random.Random) -> bool:
 
 
 def _cut_the_power_while_a_checkpoint_is_written(command: Command, rng: random.Random) -> bool:
-    command.wait_until(lambda: is_writing(command.output))
-    command.kill_everything()
+    command.kill_everything_while(lambda: is_writing(command.output))
     return False
 
 

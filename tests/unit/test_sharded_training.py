@@ -4,8 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from gpt_core.errors import SettingsError
+from gpt_core.model.precision import can_compute_bf16
 from gpt_core.training import checkpoint
 from gpt_core.training.loop import train
 from gpt_core.training.reduction import Ranks
@@ -33,9 +35,13 @@ def files_of(run_folder):
     return [(path / name).read_bytes() for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER)]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_run_that_changes_its_ranks_and_its_sharding_on_the_way_is_the_calm_one_to_the_bit(plan, tmp_path, optimizer):
-    plan = replace(plan, recipe=replace(plan.recipe, optimizer=optimizer))
+@pytest.mark.parametrize(("optimizer", "precision"), [("adamw", "fp32"), ("adamw", "bf16"), ("muon", "fp32")])
+def test_a_run_that_changes_its_ranks_and_its_sharding_on_the_way_is_the_calm_one_to_the_bit(
+    plan, tmp_path, optimizer, precision
+):
+    if precision == "bf16" and not can_compute_bf16(torch.device("cpu")):
+        pytest.skip("this CPU has no bf16 instructions; run on one with AVX512-BF16 or AMX")
+    plan = replace(plan, precision=precision, recipe=replace(plan.recipe, optimizer=optimizer))
     calm = train_and_tell(Ranks(), plan)
     changing = replace(plan, output=str(tmp_path / "changing"))
     told = {}

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from gpt_core.errors import CheckpointError, ResourceError, RunFailedError, SettingsError
+from gpt_core.model.precision import can_compute_bf16
 from gpt_core.model.presets import ModelShape
 from gpt_core.sole_writer import sole_writer
 from gpt_core.training import checkpoint, step_metrics
@@ -39,7 +40,11 @@ def plan(corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_training_is_the_same_bits_on_1_2_and_4_ranks_and_when_they_change_in_mid_run(plan, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_is_the_same_bits_on_1_2_and_4_ranks_and_when_they_change_in_mid_run(plan, tmp_path, precision):
+    if precision == "bf16" and not can_compute_bf16(torch.device("cpu")):
+        pytest.skip("this CPU has no bf16 instructions; run on one with AVX512-BF16 or AMX")
+    plan = replace(plan, precision=precision)
     calm = train_and_tell(Ranks(), plan)
     assert len(calm[0]) == NUM_STEPS
     for num_ranks in (2, 4):
