@@ -50,6 +50,7 @@ def _order_settings(settings: TraceSettings) -> dict[str, Any]:
 
 def _cell_table(settings: TraceSettings, corpus: "Corpus", order: "Order") -> str:
     from gpt_core.corpus.trace import trace_cell
+    from gpt_core.documents.source_files import counts_rows
 
     assert settings.step is not None
     assert settings.row is not None
@@ -60,7 +61,8 @@ def _cell_table(settings: TraceSettings, corpus: "Corpus", order: "Order") -> st
         f"step {settings.step}, row {found.row}: source {found.source}, epoch {found.epoch}, window {found.window}"
     ]
     lines += [
-        f"  {part.id}  {part.file} bytes {part.start}..{part.end}, "
+        f"  {part.id}  {found.paths.get(part.file, part.file)} "
+        f"{'rows' if counts_rows(part.file) else 'bytes'} {part.start}..{part.end}, "
         f"tokens {part.first_token}..{part.first_token + part.num_tokens} of {part.document_tokens}"
         for part in found.parts
     ]

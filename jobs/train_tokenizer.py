@@ -1,9 +1,13 @@
 """Learn a byte-level BPE vocabulary from text, for `--tokenizer.name FILE` of the other jobs."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from gpt_core.settings import TrainTokenizerSettings
 from jobs import cli
+
+if TYPE_CHECKING:
+    from gpt_core.documents.document_batch import Reject
 
 SETTINGS = TrainTokenizerSettings
 EXAMPLE = "--input 'texts/*.txt' --output runs/mine/vocabulary.tiktoken"
@@ -16,29 +20,44 @@ def main(settings: TrainTokenizerSettings) -> str:
     from gpt_core.tokens.train_tokenizer import train_ranks, write_ranks
 
     check_new(settings.output, "file")
-    ranks = train_ranks(_texts(settings), settings.vocabulary_size)
+    texts = _Texts(settings)
+    ranks = train_ranks(texts, settings.vocabulary_size)
     write_ranks(settings.output, ranks)
     tokenizer = load_tokenizer(settings.output)
-    return f"{settings.output}: {tokenizer.vocabulary_size:,} ids, end of text included\ndigest {tokenizer.digest}"
+    lines = [f"{settings.output}: {tokenizer.vocabulary_size:,} ids, end of text included"]
+    if texts.first_reject is not None:
+        place = f"{texts.first_reject.file}, {texts.first_reject.start}"
+        lines.append(f"left out {texts.num_rejects:,} documents; the first, {place}: {texts.first_reject.reason}")
+    return "\n".join([*lines, f"digest {tokenizer.digest}"])
 
 
-def _texts(settings: TrainTokenizerSettings) -> Iterator[str]:
-    """Yield the input's documents in order, up to the bytes allowed; those that cannot be read are left out."""
-    from gpt_core.documents.document_batch import ReadingOptions
-    from gpt_core.documents.reader import read_batches
-    from gpt_core.documents.shard_plan import plan_shards
-    from gpt_core.documents.source_files import SourceSpec, list_files
+class _Texts:
+    """The input's documents in order, up to the bytes allowed; those that cannot be read are counted."""
 
-    spec = SourceSpec(
-        "text", settings.input, settings.exclude, text_field=settings.text_field, separator=settings.separator
-    )
-    num_bytes = 0
-    for plan in plan_shards(list_files(spec), 64 << 20):
-        for batch in read_batches(plan, ReadingOptions(settings.max_document_bytes)):
-            yield from batch.texts
-            num_bytes += batch.num_bytes
-            if settings.max_text_bytes is not None and num_bytes >= settings.max_text_bytes:
-                return
+    def __init__(self, settings: TrainTokenizerSettings) -> None:
+        self._settings = settings
+        self.num_rejects = 0
+        self.first_reject: Reject | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        from gpt_core.documents.document_batch import ReadingOptions
+        from gpt_core.documents.reader import read_batches
+        from gpt_core.documents.shard_plan import plan_shards
+        from gpt_core.documents.source_files import SourceSpec, find_files
+
+        settings, num_bytes = self._settings, 0
+        spec = SourceSpec(
+            "text", settings.input, settings.exclude, text_field=settings.text_field, separator=settings.separator
+        )
+        for plan in plan_shards(find_files(spec).files, 64 << 20):
+            for batch in read_batches(plan, ReadingOptions(settings.max_document_bytes)):
+                if batch.rejects:
+                    self.first_reject = self.first_reject or batch.rejects[0]
+                    self.num_rejects += len(batch.rejects)
+                yield from batch.texts
+                num_bytes += batch.num_bytes
+                if settings.max_text_bytes is not None and num_bytes >= settings.max_text_bytes:
+                    return
 
 
 if __name__ == "__main__":

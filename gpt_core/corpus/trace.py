@@ -4,15 +4,18 @@ Pure look-ups by bisection over the manifest and over the record batches touched
 A document's id is its shard's path and its row there: ``train/00000042.arrow:17``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+from pyarrow.compute import SetLookupOptions, call_function
 
 from gpt_core.corpus.corpus import Corpus, Span
 from gpt_core.corpus.order import Integers, Order
 from gpt_core.corpus.shards import ShardReader
 from gpt_core.errors import CorpusError
+from gpt_core.storage import Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,10 @@ class DocumentPart:
 
 @dataclass(frozen=True, slots=True)
 class CellTrace:
-    """What one row of one step read, as documents in order; their tokens put together are the row's."""
+    """What one row of one step read, as documents in order; their tokens put together are the row's.
+
+    ``paths`` says where each file lay when the corpus was made, a path or a URL, by the name that documents bear.
+    """
 
     step: int
     row: int
@@ -43,6 +49,7 @@ class CellTrace:
     epoch: int
     window: int
     parts: tuple[DocumentPart, ...]
+    paths: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,8 @@ def trace_cell(corpus: Corpus, order: Order, step: int, row: int) -> CellTrace:
     cell = order.cell(step, row)
     spans = corpus.indexes[cell.source].spans(cell.window * order.window_tokens, order.window_tokens + 1)
     parts = tuple(part for span in spans for part in _parts(corpus, span))
-    return CellTrace(step, row, corpus.sources[cell.source], cell.epoch, cell.window, parts)
+    source = corpus.sources[cell.source]
+    return CellTrace(step, row, source, cell.epoch, cell.window, parts, _paths(corpus, source, parts))
 
 
 def trace_document(corpus: Corpus, order: Order, document: str, epoch: int = 0) -> list[Reading]:
@@ -96,6 +104,14 @@ def trace_document(corpus: Corpus, order: Order, document: str, epoch: int = 0) 
     columns = (steps, rows, starts - place.start, counts)
     found = [Reading(*numbers) for numbers in zip(*(column.tolist() for column in columns), strict=True)]
     return sorted(found, key=lambda reading: (reading.step, reading.row))
+
+
+def _paths(corpus: Corpus, source: str, parts: Iterable[DocumentPart]) -> dict[str, str]:
+    files, names = corpus.manifest.files, pa.array(sorted({part.file for part in parts}), pa.string())
+    named = call_function("is_in", [files["name"]], SetLookupOptions(names))
+    of_source = call_function("equal", [files["source"], pa.scalar(source)])
+    found = files.filter(call_function("and", [named, of_source])).select(["root", "name"]).to_pylist()
+    return {file["name"]: Storage.of(file["root"]).join(file["name"]) for file in found}
 
 
 def _parts(corpus: Corpus, span: Span) -> Iterator[DocumentPart]:

@@ -227,6 +227,11 @@ def _suffixes(name: str) -> tuple[str, Compression | None]:
     return (posixpath.splitext(stem)[1], compression) if compression else (suffix, None)
 
 
+def counts_rows(name: str) -> bool:
+    """Return whether places in a file of this name are rows, not bytes."""
+    return _FORMATS.get(_suffixes(name)[0]) in {"parquet", "arrow"}
+
+
 def _is_known(name: str, kind: str) -> bool:
     """Return whether a folder's file is taken: visible, and with a suffix of text or data."""
     if any(part.startswith(".") for part in name.split("/")):

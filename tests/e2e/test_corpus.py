@@ -93,7 +93,7 @@ def test_trace_leads_from_a_step_to_documents_and_back(folder: Path) -> None:
     part = found.parts[0]
     assert head == f"step 3, row 5: source {found.source}, epoch {found.epoch}, window {found.window}"
     assert first == (
-        f"  {part.id}  {part.file} bytes {part.start}..{part.end}, "
+        f"  {part.id}  {folder}/text/{found.source}/{part.file} bytes {part.start}..{part.end}, "
         f"tokens {part.first_token}..{part.first_token + part.num_tokens} of {part.document_tokens}"
     )
     back = herd("trace", "--corpus", "corpus", "--document", part.id, *numbers, folder=folder)

@@ -3,15 +3,21 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from cluster import tokenizing
 from gpt_core.corpus import manifest, shards
 from gpt_core.corpus.corpus import Corpus
 from gpt_core.corpus.manifest import FileEntry, ManifestContents, ShardEntry, TokenizerEntry
 from gpt_core.corpus.order import Order
 from gpt_core.corpus.shards import ShardWriter
+from gpt_core.corpus.tokenize_shard import ShardTokenizer
 from gpt_core.corpus.trace import CellTrace, trace_cell, trace_document
 from gpt_core.errors import CorpusError
+from gpt_core.settings import TokenizeSettings, TraceSettings
+from jobs import trace as trace_job
 
 END_OF_TEXT = 256
 WEIGHTS = {"web": 2.0, "books": 1.0}
@@ -128,3 +134,19 @@ def test_a_document_of_a_source_of_weight_zero_is_read_nowhere(corpus: Corpus) -
 def test_a_document_that_is_not_there_is_refused(corpus: Corpus, document: str) -> None:
     with pytest.raises(CorpusError, match="herd trace --step"):
         trace_document(corpus, order_of(corpus), document)
+
+
+def test_files_are_named_whole_and_places_in_tables_are_rows(tmp_path: Path) -> None:
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    pq.write_table(pa.table({"text": ["a" * 20] * 5}), tmp_path / "in" / "deep" / "t.parquet")
+    (tmp_path / "in" / "u.txt").write_text("b" * 20)
+    given = {"input": [str(tmp_path / "in")], "output": str(tmp_path / "out"), "tokenizer": {"name": "bytes"}}
+    settings = TokenizeSettings.model_validate(given)
+    inputs = tokenizing.resolve(settings)
+    rows = [ShardTokenizer(tokenizing.options_for(settings, inputs, "bytes"))(plan) for plan in inputs.plans]
+    manifest.write(settings.output, tokenizing.contents_of(settings, inputs, lambda: rows, "bytes"))
+    asked = {"corpus": settings.output, "context_tokens": 120, "batch_sequences": 1, "step": 1, "row": 0}
+    _, *lines = trace_job.main(TraceSettings.model_validate(asked)).splitlines()
+
+    assert lines[1] == f"  train/00000000.arrow:1  {tmp_path}/in/deep/t.parquet rows 1..2, tokens 0..21 of 21"
+    assert lines[5] == f"  train/00000000.arrow:5  {tmp_path}/in/u.txt bytes 0..20, tokens 0..16 of 21"

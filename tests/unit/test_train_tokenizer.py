@@ -2,6 +2,7 @@
 
 import collections
 import importlib.util
+import json
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from gpt_core.errors import CorpusError, ResourceError, SettingsError
+from gpt_core.settings import TrainTokenizerSettings
 from gpt_core.tokens.tokenizer import load_tokenizer
 from gpt_core.tokens.train_tokenizer import train_ranks, write_ranks
+from jobs import train_tokenizer as train_job
 
 needs_rustbpe = pytest.mark.skipif(
     importlib.util.find_spec("rustbpe") is None, reason="pip install rustbpe to train vocabularies"
@@ -95,3 +98,15 @@ def test_a_missing_trainer_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
     with pytest.raises(ResourceError, match="pip install rustbpe"):
         train_ranks(TEXTS, 300)
+
+
+@needs_rustbpe
+def test_the_command_says_how_many_documents_it_left_out(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, "broken", '{"body": 1}']))
+    asked = {"input": [str(tmp_path / "a.jsonl")], "output": str(tmp_path / "own"), "vocabulary_size": 260}
+    said = train_job.main(TrainTokenizerSettings.model_validate(asked)).splitlines()
+
+    assert len(said) == 3
+    start = sum(len(line) + 1 for line in lines)
+    assert said[1].startswith(f"left out 2 documents; the first, a.jsonl, {start}: found broken JSON")
