@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from gpt_core.generation.decode_attention import AttentionKind
 from gpt_core.generation.decoder import CHUNK_TOKENS, Chunk, Decoder
 from gpt_core.generation.kv_cache import KVCache
 from gpt_core.generation.linear_kernels import can_compute_int8, can_pack
@@ -15,7 +16,7 @@ CPU = torch.device("cpu")
 NUM_PREFILLED = 2 * CHUNK_TOKENS + 5
 
 
-def forward_all(shape, ids, *, kernel, attention="products", dtype=torch.float32, weights=None):
+def forward_all(shape, ids, *, kernel, attention: AttentionKind = "products", dtype=torch.float32, weights=None):
     """Logits of every position: the first by chunks, the rest token by token, in slot 2 of 4."""
     decoder = Decoder(weights or make_weights(shape), shape, dtype, CPU, kernel=kernel, attention=attention)
     cache = KVCache(shape, 4, shape.num_positions, dtype, CPU)
