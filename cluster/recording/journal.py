@@ -223,7 +223,7 @@ class Series:
         return None
 
     def take_held(self) -> Point | None:
-        """Return and forget the newest point if it fell between strides: a run's last point is sent."""
+        """Return and forget the newest point if it fell between strides: a finished run's last point is sent."""
         point, self.held = self.held, None
         return point
 

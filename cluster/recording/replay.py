@@ -263,9 +263,8 @@ class Replayer:
         for name, owner in list(self._followers.items()):
             if owner == run:
                 self._drain(name)
-        for (owner, _), series in self._series.items():
-            if owner == run and (last := series.take_held()):
-                self._pending[run].append(last)
+        if record["status"] == "FINISHED":  # one that was stopped goes on: where it stopped must leave no trace
+            self._take_last_points(run)
         self._flush(run)
         if failure:
             self._offer(run, "tags", lambda: self._store.set_tags(self._id(run), {"herd.failure": failure}))
@@ -274,6 +273,11 @@ class Replayer:
         self._offer(run, "status", lambda: self._store.set_status(self._id(run), record["status"], record["time"]))
         self._closed.add(run)
         self._delete_twins(run)
+
+    def _take_last_points(self, run: str) -> None:
+        for (owner, _), series in self._series.items():
+            if owner == run and (last := series.take_held()):
+                self._pending[run].append(last)
 
     # Sending
 

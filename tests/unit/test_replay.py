@@ -1,5 +1,6 @@
 """The replay against a store in memory that fails before or after it has acted, or acts when it was given up."""
 
+import contextlib
 import itertools
 import random
 import threading
@@ -129,11 +130,17 @@ def _no_long_waits(monkeypatch):
     monkeypatch.setattr("cluster.recording.replay._POLL_SECONDS", 0.005)
 
 
-def run_job(folder, store, steps, seconds=100.0):
+def run_job(folder, store, steps, seconds=100.0, ends=None):
     book = RecordBook(folder, store, system_seconds=None)
-    with book.opened("", "job", "pipeline", None) as run, run.child("train") as child:
+    with (
+        contextlib.suppress(KeyboardInterrupt, RuntimeError),
+        book.opened("", "job", "pipeline", None) as run,
+        run.child("train") as child,
+    ):
         for step in steps:
             child.log_metrics({"loss": 1 / step, "lr": 0.1}, step=step, tokens=step * 1024)
+        if ends:
+            raise ends
     return book.close(seconds)
 
 
@@ -182,16 +189,16 @@ def test_lost_or_damaged_run_json_costs_no_point_and_no_second_run(tmp_path, dam
     assert len(store.runs) == 2
 
 
-def test_long_run_sends_a_thinned_history_with_its_last_point_over_restarts(tmp_path):
+@pytest.mark.parametrize("ends", [KeyboardInterrupt(), RuntimeError("a full disk")])
+def test_long_run_that_is_stopped_and_continued_has_the_thinned_history_of_a_calm_one(tmp_path, ends):
     calm, torn = Unreliable(), Unreliable()
     assert run_job(tmp_path / "calm", calm, range(1, 4998))
-    assert run_job(tmp_path / "torn", torn, range(1, 3000))
+    assert run_job(tmp_path / "torn", torn, range(1, 3000), ends=ends)
     assert run_job(tmp_path / "torn", torn, range(2500, 4998))
-    steps = sorted(step for _, metric, step in calm.rows if metric == "loss")
-    assert steps == [*range(1, 2000), *range(2000, 4997, 2), 4997]
-    # The earlier end was sent as a last point, and stays.
-    assert sorted(step for _, metric, step in torn.rows if metric == "loss") == sorted({*steps, 2999})
-    assert set(torn.rows.values()) == {1}
+    steps = [*range(1, 2000), *range(2000, 4997, 2), 4997]
+    for store in (calm, torn):
+        assert set(store.rows) == expected_rows(child_of(store), steps)
+        assert set(store.rows.values()) == {1}
 
 
 def test_runs_deleted_from_the_store_are_written_anew(tmp_path, capsys):
