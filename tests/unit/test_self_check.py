@@ -78,3 +78,16 @@ def test_an_engine_left_with_one_class_still_generates(monkeypatch, slots):
     engine = Engine(make_weights(), SHAPE, TOKENIZER, EngineOptions(slots=slots))
     assert engine.classes.rows == (64,)
     assert engine.run(prompts) == expected
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_some_decoder_gives_rows_the_same_bits_in_any_company_at_any_number_of_threads(threads, dtype):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        target = self_check.Target(torch.device("cpu"), dtype)
+        _, classes = self_check.checked_decoder(make_weights(), SHAPE, 192, 64, target)
+    finally:
+        torch.set_num_threads(before)
+    assert classes.is_invariant
