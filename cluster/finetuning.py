@@ -18,7 +18,7 @@ from gpt_core.corpus import manifest
 from gpt_core.corpus.manifest import FileEntry, Manifest, ManifestContents, ShardEntry, TokenizerEntry
 from gpt_core.corpus.shards import ShardStats
 from gpt_core.documents.shard_plan import ShardPlans, plan_shards
-from gpt_core.errors import CheckpointError, CorpusError, SettingsError, StaleOutputError
+from gpt_core.errors import CheckpointError, CorpusError, StaleOutputError
 from gpt_core.finetuning.examples import Fields, digest_of, list_example_files
 from gpt_core.finetuning.supervised_corpus import PACKED
 from gpt_core.finetuning.templates import Template, find_template
@@ -75,7 +75,6 @@ def resolve(settings: FinetuneSettings) -> Inputs:
         SettingsError: If the settings do not fit together.
         StaleOutputError: If the output folder holds other examples.
     """
-    _check_settings(settings)
     template = find_template(settings.task, settings.separator)
     base = checkpoint.load(settings.checkpoint)
     vocabulary = _vocabulary(base, template)
@@ -88,9 +87,6 @@ def resolve(settings: FinetuneSettings) -> Inputs:
         starting_digest=checkpoint.weights_digest(base.path),
         patience_evaluations=settings.train.patience_evaluations,
     )
-    if plan.sharding == "full":
-        expected = "none or optimizer, which tell targets from prompts"
-        raise SettingsError("train.sharding", "full", expected, "choose one of these")
     decisive = settings.model_dump(
         mode="json", include={"source_field", "target_field", "validation_fraction", "split_seed", "shard_bytes"}
     )
@@ -129,16 +125,6 @@ def record(run: Run, settings: FinetuneSettings, inputs: Inputs, done: Finetuned
     training.record_checkpoints(run, inputs.plan, done.weights_digest)
     if settings.register:
         register(run, settings.register, done.checkpoint, inputs.plan.folder)
-
-
-def _check_settings(settings: FinetuneSettings) -> None:
-    if settings.train.patience_evaluations is not None and not settings.validation_fraction:
-        raise SettingsError(
-            "validation_fraction",
-            "0 with train.patience_evaluations",
-            "held-out examples to be patient about",
-            "hold some out, or set train.patience_evaluations to null",
-        )
 
 
 def _vocabulary(base: Checkpoint, template: Template) -> GrownVocabulary:

@@ -1,9 +1,10 @@
 """Settings of the job that teaches a checkpoint by examples."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from gpt_core.errors import SettingsError
 from gpt_core.settings.base import (
     Count,
     Index,
@@ -15,6 +16,7 @@ from gpt_core.settings.base import (
     Positive,
     Settings,
     Share,
+    fitting,
 )
 from gpt_core.settings.pretrain import RecipeSettings, TrainSettings
 
@@ -76,6 +78,23 @@ class FinetuneSettings(Settings):
     pool: PoolSettings = PoolSettings()
     register: ModelName | None = None
     """NAME or NAME@ALIAS: registers the best checkpoint in MLflow, as `herd pretrain` does."""
+
+    @model_validator(mode="after")
+    def _can_be_taught(self) -> Self:
+        fitting(self._check_training)
+        return self
+
+    def _check_training(self) -> None:
+        if self.train.sharding == "full":
+            expected = "none or optimizer, which tell targets from prompts"
+            raise SettingsError("train.sharding", "full", expected, "choose one of these")
+        if self.train.patience_evaluations is not None and not self.validation_fraction:
+            raise SettingsError(
+                "validation_fraction",
+                "0 with train.patience_evaluations",
+                "held-out examples to be patient about",
+                "hold some out, or set train.patience_evaluations to null",
+            )
 
 
 class FinetuneJob(FinetuneSettings, JobSettings):

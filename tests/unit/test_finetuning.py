@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import ValidationError
 
 from cluster import evaluating, finetuning
 from gpt_core.corpus import manifest
@@ -227,7 +228,7 @@ def test_every_row_of_a_table_with_other_columns_says_which_there_are(tmp_path, 
         ({"checkpoint": "/nowhere"}, CheckpointError, "/nowhere: found no whole checkpoint"),
         ({"examples": ["/nowhere.jsonl"]}, CorpusError, "/nowhere.jsonl: found no such file"),
         ({"separator": " "}, SettingsError, "separator: found ' '"),
-        ({"validation_fraction": 0.0}, SettingsError, "validation_fraction: found 0 with train.patience_evaluations"),
+        ({"validation_fraction": 0.0}, ValidationError, "validation_fraction: found 0 with train.patience_evaluations"),
         ({"train": {"context_tokens": 65}}, SettingsError, "train.context_tokens: found 65; expected at most"),
     ],
 )

@@ -159,6 +159,10 @@ def test_a_plan_takes_heads_that_divide_the_width_of_its_preset():
 def test_fine_tuning_has_the_ramp_and_the_limits_of_pretraining():
     words = ["--checkpoint", "c", "--examples", "e.jsonl", "--task", "plain", "--output", "o"]
     assert len(mistakes(FinetuneJob, [*words, "--train.sharding", "full", "--recipe.beta2", "1"])) == 2
+    (line,) = mistakes(FinetuneJob, [*words, "--train.sharding", "full", "--train.reduction", "fast"])
+    assert line.startswith("--train.sharding: found full; expected none or optimizer, which tell targets from prompts")
+    (line,) = mistakes(FinetuneJob, [*words, "--validation_fraction", "0"])
+    assert line.startswith("--validation_fraction: found 0 with train.patience_evaluations; expected held-out examples")
 
 
 def test_a_ray_of_the_jobs_own_takes_no_settings_together_with_an_address(monkeypatch):
