@@ -9,9 +9,10 @@ import posixpath
 import re
 import sysconfig
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -114,7 +115,7 @@ def find_files(spec: SourceSpec) -> Listing:
     for path in spec.paths:
         with _unreadable_named(spec, path):
             search.add_path(path)
-    return Listing(_without_repeats(spec, search.columns()), search.num_ignored)
+    return Listing(search.columns(), search.num_ignored)
 
 
 class _Search:
@@ -131,10 +132,13 @@ class _Search:
     def add_path(self, path: str) -> None:
         """Take the files of one path; there is at least one, or the path is a mistake."""
         num_names, num_ignored = len(self._names), self.num_ignored
-        root, found = self._below(_expanded(path))
+        root, found, is_searched = self._below(_expanded(path))
         for name, num_bytes, changed_ns in found:
-            if not any(pattern.fullmatch(name) for pattern in self._excluded):
-                self._numbers.append(self._kinds.setdefault((root, *_suffixes(name)), len(self._kinds)))
+            suffixes = _suffixes(name)
+            if is_searched and not _is_known(name, suffixes[0], self._spec.kind):
+                self.num_ignored += 1
+            elif not any(pattern.fullmatch(name) for pattern in self._excluded):
+                self._numbers.append(self._kinds.setdefault((root, *suffixes), len(self._kinds)))
                 self._names.append(name)
                 self._sizes.append(num_bytes)
                 self._times.append(changed_ns)
@@ -142,48 +146,62 @@ class _Search:
             raise _nothing_found(self._spec, path, self.num_ignored - num_ignored)
 
     def columns(self) -> FileColumns:
-        """Return the files in the order in which they were found."""
-        self._check_names()
-        numbers, sizes, times = (np.array(column) for column in (self._numbers, self._sizes, self._times))
+        """Return the files by name, each once."""
+        for place in chain((root for root, *_ in self._kinds), self._names):
+            if not place.isascii():
+                self._check_name(place)
+        kept = list(self._kept_rows())
         kinds = [self._kind(*key) for key in self._kinds]
-        return FileColumns(kinds, numbers.astype(np.int32), self._names, sizes, times)
+        numbers, sizes, times = (np.array(column)[kept] for column in (self._numbers, self._sizes, self._times))
+        return FileColumns(kinds, numbers.astype(np.int32), [self._names[row] for row in kept], sizes, times)
+
+    def _kept_rows(self) -> Iterator[int]:
+        """Yield the files by name; two different ones of one name would be confused in a trace."""
+        names, roots = self._names, [root for root, *_ in self._kinds]
+        previous = None
+        for row in sorted(range(len(names)), key=names.__getitem__):
+            if previous is None or names[previous] != names[row]:
+                yield row
+            elif roots[self._numbers[previous]] != roots[self._numbers[row]]:
+                raise CorpusError(
+                    f"source {self._spec.name!r}",
+                    f"two files called {names[row]}, under {roots[self._numbers[previous]]} and "
+                    f"{roots[self._numbers[row]]}",
+                    "one name for each file of a source",
+                    "name their common folder, or make them two sources",
+                )
+            previous = row
 
     def _kind(self, root: str, suffix: str, compression: Compression | None) -> FileKind:
         spec = self._spec
         kind = "midi" if spec.kind == "midi" else _FORMATS.get(suffix, "text")
         return FileKind(spec.name, root, kind, compression, spec.text_field, spec.separator)
 
-    def _below(self, path: str) -> tuple[str, Iterator[tuple[str, int, int]]]:
-        """Return the root of one path of the source, and the files: name, bytes, time of change."""
+    def _below(self, path: str) -> tuple[str, Iterable[tuple[str, int, int]], bool]:
+        """Return the root of one path, its files (name, bytes, time of change), and whether it is a folder."""
         storage = Storage.of(path)
         if storage.is_file(path):
             root, _, name = path.rpartition("/")
-            return root or "/", iter([(name, storage.num_bytes(path), storage.changed_ns(path))])
+            return root or "/", [(name, storage.num_bytes(path), storage.changed_ns(path))], False
         if storage.exists(path):
-            return path, self._known(storage.list_stats(path))
+            return path, storage.list_stats(path), True
         if re.search(r"[*?\[]", path):
-            return _matching(path)
+            return *_matching(path), False
         raise CorpusError(
             f"source {self._spec.name!r}", f"nothing at {path}", "a file, folder or glob", "check the path"
         )
 
-    def _known(self, found: Iterator[tuple[str, int, int]]) -> Iterator[tuple[str, int, int]]:
-        for file in found:
-            if _is_known(file[0], self._spec.kind):
-                yield file
-            else:
-                self.num_ignored += 1
-
-    def _check_names(self) -> None:
-        """Refuse names that are no UTF-8: neither a shard nor the manifest could hold them."""
-        for place in (*(root for root, *_ in self._kinds), *self._names):
-            if not place.isascii() and any("\ud800" <= character <= "\udfff" for character in place):
-                raise CorpusError(
-                    f"source {self._spec.name!r}",
-                    f"a file name that is no UTF-8, {os.fsencode(place)!r}",
-                    "names in UTF-8",
-                    "rename the file, or exclude it",
-                )
+    def _check_name(self, place: str) -> None:
+        """Refuse a name that is no UTF-8: neither a shard nor the manifest could hold it."""
+        try:
+            place.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise CorpusError(
+                f"source {self._spec.name!r}",
+                f"a file name that is no UTF-8, {os.fsencode(place)!r}",
+                "names in UTF-8",
+                "rename the file, or exclude it",
+            ) from error
 
 
 @contextmanager
@@ -232,14 +250,11 @@ def counts_rows(name: str) -> bool:
     return _FORMATS.get(_suffixes(name)[0]) in {"parquet", "arrow"}
 
 
-def _is_known(name: str, kind: str) -> bool:
+def _is_known(name: str, suffix: str, kind: str) -> bool:
     """Return whether a folder's file is taken: visible, and with a suffix of text or data."""
-    if any(part.startswith(".") for part in name.split("/")):
+    if name.startswith(".") or "/." in name:
         return False
-    suffix, _ = _suffixes(name)
-    if kind == "midi":
-        return suffix in _MIDI_SUFFIXES
-    return suffix in _FORMATS or suffix in _TEXT_SUFFIXES
+    return suffix in _MIDI_SUFFIXES if kind == "midi" else suffix in _FORMATS or suffix in _TEXT_SUFFIXES
 
 
 def _glob_pattern(glob: str) -> re.Pattern[str]:
@@ -254,23 +269,6 @@ def _literal(part: str) -> str:
         return re.escape(part)
     inner = part[1:-1].replace("\\", "\\\\").replace("[", "\\[")
     return f"[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]"
-
-
-def _without_repeats(spec: SourceSpec, files: FileColumns) -> FileColumns:
-    """Return the files by name, each once; two different ones of one name would be confused in a trace."""
-    names = files.names()
-    order, kept = sorted(range(len(names)), key=names.__getitem__), []
-    for row in order:
-        if not kept or names[kept[-1]] != names[row]:
-            kept.append(row)
-        elif (roots := [files[number].root for number in (kept[-1], row)]) and roots[0] != roots[1]:
-            raise CorpusError(
-                f"source {spec.name!r}",
-                f"two files called {names[row]}, under {roots[0]} and {roots[1]}",
-                "one name for each file of a source",
-                "name their common folder, or make them two sources",
-            )
-    return files.taken(np.array(kept, np.int64))
 
 
 def _nothing_found(spec: SourceSpec, path: str, num_ignored: int) -> CorpusError:
