@@ -337,6 +337,22 @@ def test_a_store_that_never_answers_does_not_hold_up_the_job_whose_threads_never
     assert set(store.rows) == expected_rows(child_of(store), range(1, 1000))
 
 
+def test_a_store_of_two_seconds_a_call_costs_the_training_side_less_than_one_call(tmp_path):
+    """Driver and rank 0 append what a training run of 2,000 steps records; no append waits for the store."""
+    store = Unreliable(lambda call: time.sleep(2.0))
+    book, worker = RecordBook(tmp_path / "tracking", store, system_seconds=None), Journal(tmp_path / "metrics.jsonl")
+    began = time.monotonic()
+    with book.opened("", "job", "pipeline", None) as run, run.child("train") as child:
+        child.follow(worker.path)
+        for step in range(1, 2001):
+            worker.append_metrics({"loss": 1 / step, "lr": 0.1}, step=step, tokens=step)
+            child.log_metrics({"validation_loss": 1 / step}, step=step)
+        child.log_dataset("corpus", "d" * 64, "/corpus")
+        child.log_model("step-2000", step=2000, metrics={"loss": 0.1})
+    assert time.monotonic() - began < 2.0
+    book.close(0.0)
+
+
 def test_one_refused_point_does_not_take_its_neighbours_with_it(tmp_path, capsys):
     store = Unreliable()
     store.refused_steps = {77}
