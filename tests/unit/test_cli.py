@@ -429,9 +429,11 @@ def test_required_setting_without_file_asks_for_the_flag():
     assert mistakes([]) == ["herd sample: output: found nothing; expected a text; give --output VALUE or --config FILE"]
 
 
-@given(
-    st.lists(st.text(max_size=12) | st.sampled_from(["--output", "--model.n_head", "--sources", "--paths", "[", "{"]))
-)
+_WORDS = ["--output", "--model", "--model.n_head", "--sources", "--sources.1.name", "--paths", "--paths.2", "--sizes.0"]
+_VALUES = ["[", "{", "[]", "{}", "null", "[a, 1]", "{n_head: 1, n_head: 2}", "{? [a] : 1}", "9" * 5000, "\udcff"]
+
+
+@given(st.lists(st.text(max_size=12) | st.sampled_from([*_WORDS, "--workers", "--mixture", "--pair", *_VALUES])))
 def test_any_words_give_settings_or_a_report_and_never_another_error(argv):
     argv = [word for word in argv if not word.startswith("--config")]
     report = HELP
