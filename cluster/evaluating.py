@@ -4,13 +4,12 @@ import functools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from cluster.recording.record_book import Run
 from cluster.session import Cluster
 from cluster.shard_job import ShardJob, run_shard_job
-from cluster.stages import made_already
+from cluster.stages import log_output, made_already
 from gpt_core import sealed_json
 from gpt_core.corpus import manifest
 from gpt_core.corpus.corpus import Corpus
@@ -247,7 +246,7 @@ def _commit(settings: EvaluateSettings, inputs: Inputs, plans: list[TaskPlan], r
         content |= {"perplexity": measured.perplexity, "bits_per_byte": measured.bits_per_byte}
     if tasks:
         content |= {"tasks": tasks, "num_rejects": len(rejects)}
-    sealed_json.write(Path(settings.output) / RESULT, content)
+    sealed_json.write(Storage.of(settings.output).join(RESULT), content)
     results = tuple(TaskResult(name, task["kind"], task["metrics"]) for name, task in tasks.items())
     return Evaluated(measured, results, len(rejects))
 
@@ -295,4 +294,4 @@ def record(run: Run, settings: EvaluateSettings, inputs: Inputs, evaluated: Eval
         run.log_table(
             [{"task": task.name, "kind": task.kind, **task.metrics} for task in evaluated.tasks], "tasks.json"
         )
-    run.log_artifact(Path(settings.output) / RESULT)
+    log_output(run, settings.output, RESULT)

@@ -17,12 +17,12 @@ from typing import Any
 from cluster.performances import PICTURE, write_performances
 from cluster.prompt_completer import Completing, PromptCompleter
 from cluster.recording.record_book import Run
-from cluster.serving.deployment import handles_only
+from cluster.serving.deployment import handles_only, with_settled_precision
 from cluster.serving.http_guard import API_KEY
 from cluster.serving.service_client import Service
 from cluster.session import Cluster
 from cluster.shard_job import ShardJob, run_shard_job
-from cluster.stages import made_already
+from cluster.stages import log_output, made_already
 from gpt_core import sealed_json
 from gpt_core.digests import sha256_hex
 from gpt_core.errors import CorpusError
@@ -31,7 +31,7 @@ from gpt_core.generation.request import Sampling
 from gpt_core.ledger import Row
 from gpt_core.settings import GenerateSettings, SamplingSettings
 from gpt_core.sole_writer import sole_writer
-from gpt_core.storage import Storage
+from gpt_core.storage import Location, Storage, is_url, local_folder
 from gpt_core.tokens.midi import require_symusic
 from gpt_core.tokens.music_tokenizer import MusicTokenizer
 from gpt_core.training import checkpoint
@@ -46,7 +46,7 @@ _LOCK_PATIENCE_SECONDS = 5.0
 class Inputs:
     """What a generation is about, resolved."""
 
-    checkpoint: Path
+    checkpoint: Location
     tokenizer: str
     scan: PromptScan
     decisive: dict[str, Any]
@@ -84,7 +84,8 @@ def resolve(settings: GenerateSettings) -> Inputs:
         "sampling": settings.sampling.model_dump(mode="json"),
         "precision": settings.engine.precision,
     }
-    if (service := service_of(settings)) and not (Path(settings.output) / MANIFEST).exists():
+    output = Storage.of(settings.output)
+    if (service := service_of(settings)) and not output.exists(output.join(MANIFEST)):
         service.require(decisive["checkpoint"], settings.engine.precision)
     return Inputs(loaded.path, loaded.tokenizer["name"], scan, decisive)
 
@@ -137,19 +138,23 @@ def finished(settings: GenerateSettings, inputs: Inputs) -> Generated | None:
 
 def perform(settings: GenerateSettings, inputs: Inputs, cluster: Cluster, run: Run) -> Generated:
     """Complete every prompt, commit the dataset, record it in the run, and return what it holds."""
-    with sole_writer(settings.output, _LOCK, _LOCK_PATIENCE_SECONDS):
+    with sole_writer(local_folder(settings.output), _LOCK, _LOCK_PATIENCE_SECONDS):
         return _perform(settings, inputs, cluster, run)
 
 
 def _perform(settings: GenerateSettings, inputs: Inputs, cluster: Cluster, run: Run) -> Generated:
-    engine = settings.engine
+    if service := service_of(settings):
+        engine, precision = settings.engine, service.require(inputs.decisive["checkpoint"], settings.engine.precision)
+    else:
+        engine = with_settled_precision(settings.engine, cluster)
+        precision = engine.precision
     # A name of its own: a shared cluster may run several jobs, and a rerun takes over what a killed one left there.
     application = f"herd-generate-{sha256_hex([settings.output.encode()])[:12]}"
     completing = Completing(
         folder=settings.output,
         file_format=settings.format,
         application=application,
-        service=service_of(settings),
+        service=service,
         tokenizer=inputs.tokenizer,
         checkpoint=inputs.decisive["checkpoint"],
         files=inputs.scan.files,
@@ -159,27 +164,29 @@ def _perform(settings: GenerateSettings, inputs: Inputs, cluster: Cluster, run: 
     job = ShardJob(
         title="generate",
         folder=settings.output,
-        settings=inputs.decisive,
+        settings={**inputs.decisive, "precision": precision},
         plans=list(enumerate(inputs.scan.ranges)),
         make_worker=functools.partial(PromptCompleter, completing),
         pool=settings.pool,
     )
     own = handles_only(str(inputs.checkpoint), engine, cluster, application)
-    with contextlib.nullcontext() if settings.address else own:
+    with contextlib.nullcontext() if service else own:
         ledger = run_shard_job(job, cluster)
-    generated = _commit(settings, inputs, sorted(ledger.rows(), key=lambda row: row["index"]))
+    rows = sorted(ledger.rows(), key=lambda row: row["index"])
+    generated = _commit(settings, inputs, precision, rows)
     ledger.remove()
     record(run, settings, inputs, generated)
     return generated
 
 
-def _commit(settings: GenerateSettings, inputs: Inputs, rows: list[Row]) -> Generated:
+def _commit(settings: GenerateSettings, inputs: Inputs, precision: str, rows: list[Row]) -> Generated:
     """Write the rejects, music as MIDI files, then the manifest; where it stands the dataset is complete."""
     rejects = [*map(asdict, inputs.scan.rejects), *(reject for row in rows for reject in row["refused"])]
     rejects.sort(key=lambda reject: (reject["file"], reject["line"]))
     _write_rejects(Storage.of(settings.output), rejects)
-    for abandoned in Path(settings.output).glob("rows/.*.tmp"):  # by workers that were killed
-        abandoned.unlink(missing_ok=True)
+    if not is_url(settings.output):
+        for abandoned in Path(settings.output).glob("rows/.*.tmp"):  # by workers that were killed
+            abandoned.unlink(missing_ok=True)
     columns = ("path", "num_rows", "num_tokens", "num_bytes", "xxh3_128")
     shards = [{name: row[name] for name in columns} for row in rows]
     generated = Generated(
@@ -191,8 +198,9 @@ def _commit(settings: GenerateSettings, inputs: Inputs, rows: list[Row]) -> Gene
     )
     if inputs.tokenizer == MUSIC:
         write_performances(settings.output, [shard["path"] for shard in shards])
-    content = {"settings": inputs.decisive, "generated": asdict(generated), "shards": shards}
-    sealed_json.write(Path(settings.output) / MANIFEST, content)
+    # The settings as they were asked for, and what "auto" came to be.
+    content = {"settings": inputs.decisive, "precision": precision, "generated": asdict(generated), "shards": shards}
+    sealed_json.write(Storage.of(settings.output).join(MANIFEST), content)
     return generated
 
 
@@ -211,6 +219,6 @@ def record(run: Run, settings: GenerateSettings, inputs: Inputs, generated: Gene
     profile = {"num_rows": generated.num_rows, "num_tokens": generated.num_tokens}
     run.log_dataset("generated", generated.root_digest, settings.output, context="output", profile=profile)
     run.set_tags({"herd.generated": generated.root_digest})
-    run.log_artifact(Path(settings.output) / MANIFEST)
+    log_output(run, settings.output, MANIFEST)
     if inputs.tokenizer == MUSIC and generated.num_rows:
-        run.log_artifact(Path(settings.output) / PICTURE)
+        log_output(run, settings.output, PICTURE)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +28,7 @@ def write_performances(folder: str, row_files: Iterable[str]) -> int:
     tokenizer = MusicTokenizer()
     pictured: list[tuple[str, list[Note]]] = []
     num_files = 0
-    for row in (row for path in row_files for row in _rows(Path(folder, path))):
+    for row in (row for path in row_files for row in _rows(storage, storage.join(path))):
         notes = notes_of([*tokenizer.encode(row["prompt"]).tolist(), *row["token_ids"]])
         data, path = write_midi(notes), f"{FOLDER}/{num_files:06d}.mid"
         storage.write_atomically(storage.join(path), lambda file, data=data: file.write(data))
@@ -37,15 +36,15 @@ def write_performances(folder: str, row_files: Iterable[str]) -> int:
             pictured.append((f"{path} ({row['id']}, sample {row['sample']})", notes))
         num_files += 1
     if pictured:
-        draw_rolls(pictured, Path(folder, PICTURE))
+        storage.write_atomically(storage.join(PICTURE), lambda file: draw_rolls(pictured, file))
     return num_files
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.suffix == ".jsonl":
-        with path.open("rb") as lines:
+def _rows(storage: Storage, path: str) -> Iterator[dict[str, Any]]:
+    if path.endswith(".jsonl"):
+        with storage.on_disk(path) as there, there.open("rb") as lines:
             yield from map(json.loads, lines)
         return
-    with pa.memory_map(str(path)) as source:
+    with storage.on_disk(path) as there, pa.memory_map(str(there)) as source:
         for batch in map(pa.ipc.open_file(source).get_batch, range(pa.ipc.open_file(source).num_record_batches)):
             yield from batch.to_pylist()

@@ -1,8 +1,7 @@
 """Performances drawn as piano rolls: time to the right, pitch upwards, louder notes darker."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gpt_core.tokens.music import STEPS_PER_SECOND, Note
 
@@ -12,7 +11,7 @@ _GAP = 0.002
 """Of the width, left white at a note's end, so that one struck again shows as two."""
 
 
-def draw_rolls(performances: Sequence[tuple[str, Sequence[Note]]], path: Path) -> None:
+def draw_rolls(performances: Sequence[tuple[str, Sequence[Note]]], file: BinaryIO) -> None:
     """Write a PNG with a row for each title and its notes, one at least, the first minute of them."""
     # The object interface: pyplot would keep global state and could pick a backend with windows.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -33,7 +32,7 @@ def draw_rolls(performances: Sequence[tuple[str, Sequence[Note]]], path: Path) -
         axes.set_xlim(0, seconds)
         _label(axes, title, shown)
     figure.axes[-1].set_xlabel("seconds")
-    FigureCanvasAgg(figure).print_png(str(path))
+    FigureCanvasAgg(figure).print_png(file)
 
 
 def _label(axes: Any, title: str, notes: Sequence[Note]) -> None:

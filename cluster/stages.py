@@ -6,7 +6,6 @@ still open: whoever finds the result records it once more, which changes nothing
 """
 
 import contextlib
-import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,9 +17,11 @@ from cluster.recording.record_book import Run, unfinished_runs
 from cluster.session import Cluster, connect, require_own_cpus
 from cluster.tracking import TrackingOptions, open_run, send_rest
 from gpt_core import sealed_json
+from gpt_core.digests import canonical_json, sha256_hex
 from gpt_core.errors import ResourceError, StaleOutputError
 from gpt_core.ledger import first_difference
 from gpt_core.settings import FinetuneJob, JobSettings, PretrainJob
+from gpt_core.storage import Storage, is_url, local_folder
 
 S_contra = TypeVar("S_contra", contravariant=True)
 I = TypeVar("I")  # noqa: E741 - the inputs of a stage
@@ -112,7 +113,7 @@ def stages_of(
     check_writable(str(folder))
     options = TrackingOptions(**job.tracking.model_dump())
     with (
-        open_run(options, name=folder.name, kind=kind, output=folder) as run,
+        open_run(options, name=folder.name, kind=kind, output=folder, key=_run_key(kind, output)) as run,
         contextlib.ExitStack() as exits,
     ):
         run.log_settings(_plain(job))
@@ -183,7 +184,7 @@ def made_already(output: str, name: str, decisive: dict[str, Any], told: str) ->
     Raises:
         StaleOutputError: It was made with others; names the first that differs.
     """
-    found = sealed_json.read(Path(output) / name)
+    found = sealed_json.read(Storage.of(output).join(name))
     if found is not None and (difference := first_difference(found["settings"], decisive)):
         setting, old, new = difference
         remedy = "choose another output folder, or delete it"
@@ -191,16 +192,19 @@ def made_already(output: str, name: str, decisive: dict[str, Any], told: str) ->
     return found
 
 
-def local_folder(output: str) -> Path:
-    """Return where records about an output are kept: in it, or in runs/ here where it is in an object store."""
-    if "://" not in output:
-        return Path(output)
-    return Path("runs", re.sub(r"[^A-Za-z0-9.-]+", "-", output)).absolute()
+def log_output(run: Run, output: str, name: str) -> None:
+    """Record a file of a stage's output; of one in a store a copy is recorded."""
+    if not is_url(output):
+        run.log_artifact(Path(output) / name)
+        return
+    storage = Storage.of(output)
+    with storage.open_read(storage.join(name)) as file:
+        run.log_file(name, file.read())
 
 
 def check_writable(output: str) -> None:
     """Make a local output folder and raise ResourceError where nothing can be written into it."""
-    if "://" in output:
+    if is_url(output):
         return
     try:
         Path(output).mkdir(parents=True, exist_ok=True)
@@ -224,6 +228,11 @@ def check_new(output: str, kind: Literal["file", "folder"]) -> None:
     found = "folder" if Path(output).is_dir() else "file"
     if Path(output).exists() and found != kind:
         raise ResourceError(output, f"a {found}", f"room for a {kind} of this name", "choose another name")
+
+
+def _run_key(kind: str, output: str) -> str | None:
+    """Return what names the job's run for whoever works at a URL; None where the records lie in the output itself."""
+    return sha256_hex([canonical_json([kind, output])])[:32] if is_url(output) else None
 
 
 def _plain(settings: Any) -> dict[str, Any]:

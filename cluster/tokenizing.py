@@ -4,7 +4,6 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ from cluster.progress import say
 from cluster.recording.record_book import Run
 from cluster.session import Cluster
 from cluster.shard_job import ShardJob, run_shard_job
+from cluster.stages import log_output
 from gpt_core.corpus import manifest
 from gpt_core.corpus.manifest import FileEntry, Manifest, ManifestContents, ShardEntry, TokenizerEntry
 from gpt_core.corpus.order import block_counts
@@ -263,12 +263,7 @@ def record(run: Run, settings: TokenizeSettings, inputs: Inputs, made: Tokenized
     totals = {f"{name}/num_tokens": split.num_tokens for name, split in written.splits.items()}
     run.log_dataset("corpus", written.root_digest, settings.output, context="output", profile=totals)
     run.set_tags({"herd.corpus": written.root_digest})
-    if is_url(settings.output):
-        storage = Storage.of(settings.output)
-        with storage.open_read(storage.join(manifest.MANIFEST)) as file:
-            run.log_file(manifest.MANIFEST, file.read())
-    else:
-        run.log_artifact(Path(settings.output) / manifest.MANIFEST)
+    log_output(run, settings.output, manifest.MANIFEST)
 
 
 def _spec(source: Any, kind: Literal["text", "midi"]) -> SourceSpec:

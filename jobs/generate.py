@@ -1,7 +1,5 @@
 """Complete prompts with a checkpoint, in batches, into a dataset."""
 
-from pathlib import Path
-
 from gpt_core.settings import GenerateJob
 from jobs import cli
 
@@ -14,10 +12,12 @@ def main(settings: GenerateJob) -> str:
     from cluster import generating
     from cluster.registering import with_local_checkpoint
     from cluster.stages import run_alone
+    from gpt_core.storage import Storage
 
     settings = with_local_checkpoint(settings)
     generated = run_alone("generate", generating, settings)
-    music = f"\nmusic in {settings.output}/midi" if Path(settings.output, "midi").exists() else ""
+    midi = Storage.of(settings.output).join("midi")
+    music = f"\nmusic in {midi}" if Storage.of(midi).exists(midi) else ""
     return (
         f"{settings.output}: {generated.num_rows:,} rows, {generated.num_tokens:,} tokens, "
         f"{generated.num_rejects:,} set aside\nroot digest {generated.root_digest}{music}"

@@ -185,9 +185,9 @@ class Run:
 class RecordBook:
     """The journal of one job, its open runs, and the replay that sends it."""
 
-    def __init__(self, folder: Path, store: Store | None, system_seconds: float | None) -> None:
+    def __init__(self, folder: Path, store: Store | None, system_seconds: float | None, key: str | None = None) -> None:
         self.folder = folder
-        self.journal, self._began = _open_journal(folder)
+        self.journal, self._began = _open_journal(folder, key or uuid.uuid4().hex)
         self._replayer = None if store is None else Replayer(folder, store)
         self._open_keys: set[str] = set()
         self._lock = threading.Lock()
@@ -263,14 +263,14 @@ def unfinished_runs(folder: Path) -> set[str]:
     return unfinished
 
 
-def _open_journal(folder: Path) -> tuple[Journal, int]:
+def _open_journal(folder: Path, key: str) -> tuple[Journal, int]:
     """Open the job's journal; a new one begins with the key that MLflow's runs will carry, and the time."""
     journal = Journal(folder / JOURNAL_NAME)
     for record in read_all(journal.path):
         if record["do"] == "job":
             return journal, record["time"]
     began = now_milliseconds()
-    journal.append({"do": "job", "key": uuid.uuid4().hex, "time": began})
+    journal.append({"do": "job", "key": key, "time": began})
     journal.sync()
     return journal, began
 

@@ -12,16 +12,16 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cluster.progress import say
-from cluster.serving.deployment import QUIET_LOGGING, generator_deployment
+from cluster.serving.deployment import QUIET_LOGGING, generator_deployment, with_settled_precision
 from cluster.serving.engine_client import EngineClient
 from cluster.serving.http_guard import Access, access_for, is_loopback
 from cluster.session import Cluster, connect, quiet_libraries
 from gpt_core.errors import ResourceError
 from gpt_core.settings import ServeJob, ServeSettings
+from gpt_core.storage import location
 
 APPLICATION = "herd-serve"
 _MAX_ONGOING_REQUESTS = 4096
@@ -109,7 +109,7 @@ class Served:
 
     checkpoint: str
     facts: dict[str, Any]
-    """The fields of ``completions_schema.ServedModel``, with the tokenizer's name for the tokenizer."""
+    """The fields of ``completions_schema.ServedModel`` but precision, with the tokenizer's name for the tokenizer."""
 
 
 def resolve(settings: ServeSettings) -> Served:
@@ -128,7 +128,6 @@ def resolve(settings: ServeSettings) -> Served:
         "window_tokens": loaded.shape.num_positions,
         "fingerprint": f"herd-{digest[:16]}",
         "checkpoint": digest,
-        "precision": settings.engine.precision,
         "created": int(time.time()),
     }
     return Served(str(loaded.path), facts)
@@ -144,7 +143,9 @@ def running(settings: ServeSettings, served: Served, access: Access, cluster: Cl
     from ray import serve
 
     quiet_libraries()
-    generator = generator_deployment(served.checkpoint, settings.engine, cluster)
+    engine = with_settled_precision(settings.engine, cluster)
+    settings = settings.model_copy(update={"engine": engine})
+    generator = generator_deployment(served.checkpoint, engine, cluster)
     _start_serve(settings.host, settings.port)
     try:
         application = ingress_deployment(generator, served, settings, access)
@@ -161,7 +162,14 @@ def running(settings: ServeSettings, served: Served, access: Access, cluster: Cl
 
 
 def ingress_deployment(generator: Any, served: Served, settings: ServeSettings, access: Access) -> Any:
-    """Return the application: the ingress, bound to the deployment of the Generator behind it."""
+    """Return the application: the ingress, bound to the deployment of the Generator behind it.
+
+    Args:
+        generator: That deployment.
+        served: The checkpoint.
+        settings: With the precision settled.
+        access: Who may call.
+    """
     from ray import serve
 
     ingress = serve.deployment(
@@ -172,7 +180,8 @@ def ingress_deployment(generator: Any, served: Served, settings: ServeSettings, 
         health_check_period_s=2,
         graceful_shutdown_timeout_s=5,
     )(serve.ingress()(Ingress))
-    return ingress.bind(generator, served.facts, settings, access)
+    facts = {**served.facts, "precision": settings.engine.precision}
+    return ingress.bind(generator, facts, settings, access)
 
 
 def _start_serve(host: str, port: int) -> None:
@@ -240,8 +249,8 @@ def _linked(settings: ServeSettings, served: Served) -> contextlib.AbstractConte
     if not settings.page:
         return contextlib.nullcontext()
     host = socket.gethostname() if settings.host in _EVERY_ADDRESS else _bracketed(settings.host)
-    path = Path(served.checkpoint)
-    return linked_to_page(path, checkpoint.weights_digest(path), f"http://{host}:{settings.port}/")
+    digest = checkpoint.weights_digest(served.checkpoint)
+    return linked_to_page(location(served.checkpoint), digest, f"http://{host}:{settings.port}/")
 
 
 def _announce(settings: ServeSettings, served: Served, address: str) -> None:

@@ -12,6 +12,7 @@ from cluster.recording.system_metrics import SAMPLE_SECONDS
 from gpt_core.credentials import without_credentials
 from gpt_core.errors import SettingsError
 from gpt_core.settings import TrackingSettings
+from gpt_core.storage import local_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def tracking_uri(options: TrackingOptions, parent_folder: Path) -> str:
 
 def page_command(settings: TrackingSettings, output: str) -> str:
     """Return what a person types, or opens, to look at the runs of a job with this output folder."""
-    uri = tracking_uri(TrackingOptions(settings.uri), Path(output).absolute().parent)
+    uri = tracking_uri(TrackingOptions(settings.uri), local_folder(output).absolute().parent)
     if uri.startswith("sqlite:"):
         return f"{_mlflow_command()} ui --backend-store-uri {shlex.quote(uri)}"
     return without_credentials(uri)

@@ -18,7 +18,7 @@ from gpt_core.errors import ResourceError
 
 @contextlib.contextmanager
 def open_run(
-    options: TrackingOptions, *, name: str, kind: str, output: Path, parent: Run | None = None
+    options: TrackingOptions, *, name: str, kind: str, output: Path, parent: Run | None = None, key: str | None = None
 ) -> Iterator[Run]:
     """Open the run of a job for the length of the block.
 
@@ -31,6 +31,7 @@ def open_run(
         kind: Sort of job, kept as tag `herd.kind`.
         output: The job's local output folder; OUTPUT/tracking gets the journal and run.json.
         parent: The run of a pipeline, whose child this then is; options and output are the pipeline's.
+        key: What the job's run in MLflow is found by where the folder has no records yet; None makes up a new one.
 
     Raises:
         ResourceError: If another job is writing to the same output folder, or nothing can be written there.
@@ -47,7 +48,7 @@ def open_run(
     with _locked(folder):
         if store is not None:
             store.prepare()
-        book = RecordBook(folder, store, options.system_seconds)
+        book = RecordBook(folder, store, options.system_seconds, key)
         try:
             with book.opened("", name, kind, parent=None) as run:
                 yield run

@@ -4,12 +4,12 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.progress import say
 from cluster.recording.patience import first_line
 from cluster.tracking.library import import_mlflow
+from gpt_core.storage import Location, Url
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,7 +22,7 @@ _FOLDERS_ABOVE = 5
 
 
 @contextlib.contextmanager
-def linked_to_page(checkpoint: Path, digest: str, address: str) -> Iterator[None]:
+def linked_to_page(checkpoint: Location, digest: str, address: str) -> Iterator[None]:
     """While the body runs, let the run that made a checkpoint link to the page: by a tag, and a note if it has none.
 
     Done beside the work, and given up where MLflow does not answer: serving waits for nothing here.
@@ -46,7 +46,9 @@ def linked_to_page(checkpoint: Path, digest: str, address: str) -> Iterator[None
         )
 
 
-def _database_above(checkpoint: Path) -> str | None:
+def _database_above(checkpoint: Location) -> str | None:
+    if isinstance(checkpoint, Url):
+        return None
     for folder in checkpoint.absolute().parents[:_FOLDERS_ABOVE]:
         if (folder / "mlflow.db").is_file():
             return f"sqlite:///{folder / 'mlflow.db'}"

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from cluster import stages
+from cluster.recording.journal import read_all
+from cluster.recording.replay import JOURNAL_NAME
 from cluster.tracking import TrackingOptions, open_run, runs
-from gpt_core.settings import TrackingSettings
+from gpt_core.settings import TokenizeJob, TrackingSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +52,17 @@ def test_a_store_that_is_still_away_is_told_and_no_error(
     stage: Any = SimpleNamespace(resolve=lambda settings: None, finished=lambda settings, inputs: "made")
     assert stages.run_alone("pretrain", stage, job) == "made"
     assert "has not taken all records; a rerun sends those" in capsys.readouterr().err
+
+
+def test_a_job_at_a_url_is_one_run_wherever_it_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = []
+    for machine, output in (("one", "s3://bucket/a"), ("other", "s3://bucket/a"), ("other", "s3://bucket/b")):
+        (tmp_path / machine).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / machine)
+        job = TokenizeJob(input=("text",), output=output, tracking=TrackingSettings(enabled=False))
+        with stages.stages_of(job, "tokenize", output) as (_, run):
+            keys.append(next(read_all(run.folder / JOURNAL_NAME))["key"])
+    assert keys[0] == keys[1] != keys[2]
 
 
 JOB = """
