@@ -23,7 +23,7 @@ from gpt_core.storage import Storage
 from gpt_core.tokens.tokenizer import GPT2_PATTERN
 from gpt_core.tokens.vocabulary import VOCABULARY, digest_formatted
 
-_CHUNK_BYTES = 1 << 20  # stays in the second-level cache between the read and the digest
+CHUNK_BYTES = 1 << 20  # stays in the second-level cache between the read and the digest
 _TABLES = ("shards", "batches", "files")
 
 
@@ -145,7 +145,7 @@ def verify_file(corpus: Manifest, row: dict[str, Any], first_batch: int) -> list
 
 def _digest(file: BinaryIO) -> tuple[int, str]:
     digest, num_bytes = xxhash.xxh3_128(), 0
-    chunk = memoryview(bytearray(_CHUNK_BYTES))
+    chunk = memoryview(bytearray(CHUNK_BYTES))
     while count := file.readinto(chunk):  # type: ignore[attr-defined]
         digest.update(chunk[:count])
         num_bytes += count

@@ -98,6 +98,8 @@ class FileColumns(Sequence[SourceFile]):
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """Return the files of several columns one after the other."""
+        if len(parts) == 1:
+            return parts[0]
         firsts = np.cumsum([0, *(len(part.kinds) for part in parts)]).tolist()
         return cls(
             [kind for part in parts for kind in part.kinds],
