@@ -37,8 +37,8 @@ class ServedModel:
     """Seconds since 1970 at which the service started."""
     checkpoint: str = ""
     """SHA-256 of the weights."""
-    precision: str = "auto"
-    """What the engine was told to compute in."""
+    precision: str = "fp32"
+    """What the engine computes in."""
 
 
 @dataclass(frozen=True, slots=True)

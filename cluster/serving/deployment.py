@@ -89,6 +89,40 @@ class Generator:
             raise self._loop.failure
 
 
+def with_settled_precision(settings: EngineSettings, cluster: Cluster) -> EngineSettings:
+    """Return the settings with "auto" settled for all replicas: on nodes of two kinds each would choose for itself.
+
+    Raises:
+        ResourceError: If the cluster has fewer CPUs or GPUs than the replicas need.
+    """
+    if settings.precision != "auto":
+        return settings
+    cpus, gpus = _replica_resources(settings, cluster)
+    if cluster.address is None:
+        chosen = _chosen_precision(gpus)
+    else:  # where a replica would run, not here
+        import ray
+
+        chosen = ray.get(ray.remote(num_cpus=cpus, num_gpus=gpus)(_chosen_precision).remote(gpus))
+    return settings.model_copy(update={"precision": chosen})
+
+
+def _chosen_precision(gpus: int) -> str:
+    import torch
+
+    from gpt_core.model.precision import has_bf16_matrix_units
+
+    return "bf16" if has_bf16_matrix_units(torch.device("cuda" if gpus else "cpu")) else "fp32"
+
+
+def _replica_resources(settings: EngineSettings, cluster: Cluster) -> tuple[int, int]:
+    """Return the CPUs and GPUs of one replica, where the cluster has those of all."""
+    gpus = int(settings.device == "gpu" or (settings.device == "auto" and cluster.num_gpus >= settings.num_replicas))
+    cpus = settings.threads_per_replica
+    cluster.require_cpus(settings.num_replicas * cpus, "engine.num_replicas x engine.threads_per_replica")
+    return cpus, gpus
+
+
 def generator_deployment(
     checkpoint: str, settings: EngineSettings, cluster: Cluster, prefill_chunks: int | None = None
 ) -> Any:
@@ -99,9 +133,7 @@ def generator_deployment(
     """
     from ray import serve
 
-    gpus = int(settings.device == "gpu" or (settings.device == "auto" and cluster.num_gpus >= settings.num_replicas))
-    cpus = settings.threads_per_replica
-    cluster.require_cpus(settings.num_replicas * cpus, "engine.num_replicas x engine.threads_per_replica")
+    cpus, gpus = _replica_resources(settings, cluster)
     options = {
         "num_cpus": cpus,
         "num_gpus": gpus,

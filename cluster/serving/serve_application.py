@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from cluster.serving.deployment import generator_deployment
+from cluster.serving.deployment import generator_deployment, with_settled_precision
 from cluster.serving.http_guard import access_for
 from cluster.session import Cluster
 from gpt_core.settings import ServeSettings
@@ -26,5 +26,7 @@ def build(args: dict[str, Any]) -> Any:
     # Nodes may still be on their way: what a replica needs is asked of Ray, not counted here.
     gpus = int(ray.cluster_resources().get("GPU", 0)) if settings.engine.device == "auto" else 0
     everything = Cluster("auto", sys.maxsize, gpus)
-    generator = generator_deployment(served.checkpoint, settings.engine, everything)
+    engine = with_settled_precision(settings.engine, everything)
+    settings = settings.model_copy(update={"engine": engine})
+    generator = generator_deployment(served.checkpoint, engine, everything)
     return service.ingress_deployment(generator, served, settings, access_for(settings.host))

@@ -40,11 +40,11 @@ class Service:
     address: str
     key: str | None = field(default=None, repr=False)
 
-    def require(self, checkpoint: str, precision: str) -> None:
-        """Check that the service serves these weights, computed in this precision.
+    def require(self, checkpoint: str, precision: str) -> str:
+        """Return the precision in which the service computes; "auto" asks for no certain one.
 
         Raises:
-            CheckpointError: It serves others.
+            CheckpointError: It serves other weights.
             ResourceError: It computes in another precision, does not answer, or turns the key away.
         """
         model = self._get("/v1/models")["data"][0]
@@ -53,9 +53,10 @@ class Service:
             raise CheckpointError(
                 self.address, found, f"{checkpoint[:16]}...", "name the checkpoint that is served there"
             )
-        if model.get("precision") != precision:
+        if precision not in {"auto", model.get("precision")}:
             found, remedy = f"a service that computes in {model.get('precision')}", "give the same --engine.precision"
             raise ResourceError(self.address, found, precision, remedy)
+        return str(model.get("precision"))
 
     def _get(self, path: str) -> Any:
         try:

@@ -17,6 +17,7 @@ from gpt_core.errors import CheckpointError, CorpusError, StaleOutputError
 from gpt_core.generation.engine import Engine, EngineOptions
 from gpt_core.generation.prompts import read_range
 from gpt_core.generation.request import GenerationRequest
+from gpt_core.ledger import Ledger
 from gpt_core.settings import EngineSettings, GenerateSettings, PoolSettings, SamplingSettings, ServeSettings
 from gpt_core.tokens.tokenizer import load_tokenizer
 from gpt_core.training import checkpoint
@@ -134,7 +135,7 @@ def test_every_good_row_is_there_once_and_every_poison_row_is_set_aside_with_its
         assert expected in reason
 
 
-@pytest.mark.parametrize(("replicas", "actors", "slots"), [(2, 1, 4), (1, 2, 3)])
+@pytest.mark.parametrize(("replicas", "actors", "slots"), [(3, 1, 4), (2, 1, 5), (1, 2, 3)])
 def test_replicas_actors_and_slots_change_no_byte(
     inputs: tuple[Path, Path], cluster: Cluster, calm: Path, replicas: int, actors: int, slots: int
 ) -> None:
@@ -206,6 +207,17 @@ def test_another_checkpoint_is_refused_on_the_same_output(prompts: Path, calm: P
     other = settings_for(write_tiny_checkpoint(tmp_path, seed=5), prompts, calm)
     with pytest.raises(StaleOutputError, match="checkpoint: found a dataset made with"):
         generating.finished(other, generating.resolve(other))
+
+
+def test_a_dataset_begun_in_another_precision_is_not_gone_on_with(
+    model: Path, prompts: Path, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    automatic = settings_for(model, prompts, tmp_path, engine=EngineSettings(num_slots=4, device="cpu"))
+    decisive = generating.resolve(automatic).decisive
+    Ledger(str(tmp_path)).open({**decisive, "precision": "bf16"})  # begun on a machine with matrix units
+    monkeypatch.setattr("gpt_core.model.precision.has_bf16_matrix_units", lambda device: False)
+    with pytest.raises(StaleOutputError, match=r"precision.*'bf16'.*'fp32'"):
+        generate(automatic, cluster)
 
 
 def test_a_job_without_a_usable_prompt_says_why(model: Path, tmp_path: Path) -> None:

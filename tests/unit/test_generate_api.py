@@ -141,7 +141,7 @@ def test_a_request_the_service_refuses_fails_alone(service):
 
 
 def test_other_weights_and_another_precision_are_refused(service):
-    service[0].require(DIGEST, "fp32")
+    assert [service[0].require(DIGEST, asked) for asked in ("fp32", "auto")] == ["fp32", "fp32"]
     with pytest.raises(CheckpointError, match=r"a service of other weights \(dddd.*name the checkpoint"):
         service[0].require("e" * 64, "fp32")
     with pytest.raises(ResourceError, match="a service that computes in fp32; expected int8"):

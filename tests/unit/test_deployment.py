@@ -1,0 +1,22 @@
+"""Promises of cluster.serving.deployment that need no Ray."""
+
+import pytest
+
+from cluster.serving.deployment import with_settled_precision
+from cluster.session import Cluster
+from gpt_core.errors import ResourceError
+from gpt_core.settings import EngineSettings
+
+HERE = Cluster(None, num_cpus=2, num_gpus=0)
+
+
+@pytest.mark.parametrize(("has_units", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_settled_once_for_all_replicas(monkeypatch, has_units, expected):
+    monkeypatch.setattr("gpt_core.model.precision.has_bf16_matrix_units", lambda device: has_units)
+    assert with_settled_precision(EngineSettings(num_replicas=2), HERE).precision == expected
+    assert with_settled_precision(EngineSettings(precision="int8"), HERE).precision == "int8"
+
+
+def test_replicas_that_do_not_fit_are_refused_before_anything_runs():
+    with pytest.raises(ResourceError, match="a need of 3 CPUs"):
+        with_settled_precision(EngineSettings(num_replicas=3), HERE)
