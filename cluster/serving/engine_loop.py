@@ -160,16 +160,16 @@ class EngineLoop:
         with self._wake:
             while not (self._inbox or self._cancelled or self._engine.busy or self._closed):
                 self._wake.wait()
-            arrived = list(self._inbox)
-            self._inbox.clear()
             cancelled = list(self._cancelled)
             self._cancelled.clear()
-        for receiver in arrived:
+        while self._inbox:
+            receiver = self._inbox[0]  # left there until the engine has it: a failure is told to all who are in
             try:
                 self._engine.submit(receiver.request)
                 self._receivers[receiver.request.id] = receiver
             except UserError as error:
                 receiver.deliver(error)
+            self._inbox.popleft()
         for request_id in cancelled:
             if self._receivers.pop(request_id, None):
                 self._engine.cancel(request_id)

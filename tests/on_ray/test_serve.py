@@ -13,10 +13,11 @@ import openai
 import pytest
 import ray
 import ray.util
+from ray.exceptions import RayActorError
 
 from cluster.serving.http_guard import Access
 from cluster.serving.service import APPLICATION, resolve, running
-from gpt_core.errors import ResourceError
+from gpt_core.errors import ResourceError, RunFailedError
 from gpt_core.generation.engine import Engine, EngineOptions
 from gpt_core.generation.request import GenerationRequest, Sampling
 from gpt_core.inspection.inspection import Inspector, Query
@@ -267,3 +268,27 @@ def test_a_stream_goes_on_where_its_replica_died(client, service):
         if number == 1:
             _kill_replica()
     assert "".join(pieces) == calm
+
+
+def test_a_failed_engine_is_answered_with_503_until_ray_has_replaced_its_replica(client, service):
+    broken = Sampling()
+    object.__setattr__(broken, "max_tokens", "many")  # past every check: the engine's own thread stumbles over it
+    answers = []
+
+    def breaks():
+        try:
+            service.generator.complete.remote([GenerationRequest("broken", (1,), broken)]).result(timeout_s=30)
+        except RunFailedError:
+            return True
+        except RayActorError:  # a test before this one killed the replica
+            return False
+
+    def is_well():
+        try:
+            return client.completions.create(model="tiny", prompt="a", max_tokens=2).choices
+        except openai.InternalServerError as error:
+            answers.append((error.status_code, "retry-after" in error.response.headers))
+
+    _wait_until(breaks, "the engine did not break", seconds=60)
+    _wait_until(is_well, "the replica was not replaced", seconds=90)
+    assert set(answers) == {(503, True)}

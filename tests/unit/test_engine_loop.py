@@ -96,10 +96,17 @@ def test_a_refused_request_is_an_error_of_its_own(loop):
         asyncio.run(stream())
 
 
-@pytest.mark.parametrize("error", [RuntimeError("broken"), SettingsError("sampling", "broken", "whole", "mend it")])
-def test_a_failed_engine_fails_what_is_there_and_what_comes_and_refuses_nobody(loop, monkeypatch, error):
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("step", RuntimeError("broken")),
+        ("step", SettingsError("sampling", "broken", "whole", "mend it")),
+        ("submit", TypeError("broken")),
+    ],
+)
+def test_a_failed_engine_fails_what_is_there_and_what_comes_and_refuses_nobody(loop, monkeypatch, place, error):
     async def fail():
-        monkeypatch.setattr(loop._engine, "step", lambda: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(loop._engine, place, lambda *_: (_ for _ in ()).throw(error))
         for name in ("there", "later"):
             with pytest.raises(RunFailedError, match="broken"):
                 await loop.complete(ask(name))
