@@ -115,7 +115,7 @@ def plan_of(settings: PretrainSettings | FinetuneSettings, corpus: str, shape: M
         keep_checkpoints=train.keep_checkpoints,
         evaluate_every_steps=train.evaluate_every_steps,
         evaluate_sequences=train.evaluate_sequences,
-        work_folder=str(local_folder(settings.output)) if is_url(settings.output) else None,
+        work_folder=str(local_folder(settings.output, train.work_folder)) if is_url(settings.output) else None,
         settings=settings.model_dump(mode="json", exclude={"cluster", "tracking"}),
     )
 
@@ -217,7 +217,7 @@ def _check_folder(folder: Path) -> None:
     if not (folder / _LOCK).exists():
         raise ResourceError(
             str(folder), f"nothing of this run on {socket.gethostname()}", "a folder that all nodes share",
-            "write to one; where the output is a URL, run the command in one",
+            "write to one; where the output is a URL, set train.work_folder to one",
         )  # fmt: skip
 
 

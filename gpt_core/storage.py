@@ -92,14 +92,14 @@ def location(place: str | Location) -> Location:
     return place if isinstance(place, Url) else Path(place)
 
 
-def local_folder(output: str) -> Path:
+def local_folder(output: str, beside: str | None = None) -> Path:
     """Return where files about an output lie that no store can hold, such as journals and locks.
 
-    That is the output folder itself, or a folder of runs/ here where the output is a URL.
+    That is the output folder itself, or where the output is a URL, a folder of its own in ``beside``, or runs/ here.
     """
     if not is_url(output):
         return Path(output)
-    return Path("runs", re.sub(r"[^A-Za-z0-9.-]+", "-", output)).absolute()
+    return Path(beside or "runs", re.sub(r"[^A-Za-z0-9.-]+", "-", output)).absolute()
 
 
 class Storage:

@@ -17,11 +17,18 @@ def absolute(place: str) -> str:
     return os.path.abspath(os.path.expanduser(place))  # noqa: PTH100, PTH111 - Path would eat the end of a glob
 
 
+def _local(place: str) -> str:
+    if "://" in place:
+        raise ValueError(f"found the URL {without_credentials(place)}; expected a place on a disk; name one")
+    return place
+
+
 Count = Annotated[int, Field(gt=0)]
 Index = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Place = Annotated[str, Field(min_length=1), AfterValidator(absolute)]
+LocalPlace = Annotated[Place, AfterValidator(_local)]
 Places = Annotated[tuple[Place, ...], Field(strict=False)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 # A flag of a setting that may be a list hands over a list, also of one number.

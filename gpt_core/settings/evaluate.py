@@ -73,13 +73,13 @@ class EvaluateSettings(Settings):
     """What `herd evaluate` measures."""
 
     checkpoint: Place
-    """Checkpoint folder, a run folder whose newest whole checkpoint is taken, or models:/NAME@ALIAS of MLflow."""
+    """Folder or URL of a checkpoint, or of a run whose newest whole one is taken, or models:/NAME@ALIAS of MLflow."""
     corpus: Place | None = None
     """Corpus to measure on; null where tasks are given."""
     tasks: Annotated[tuple[TaskEntry, ...], Field(strict=False)] = ()
     """Tasks to score, each KIND=FILE (text=wiki.txt hellaswag=val.jsonl) or a section."""
     output: Place
-    """Folder for the results."""
+    """Folder or URL for the results."""
     split: Literal["train", "validation"] = "validation"
     """Split of the corpus to measure on."""
     context_tokens: Count | None = None

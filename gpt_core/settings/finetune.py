@@ -49,14 +49,14 @@ class FinetuneSettings(Settings):
     """What `herd finetune` reads, trains and writes."""
 
     checkpoint: Place
-    """Checkpoint folder to begin with, a run folder whose newest whole checkpoint is taken, or models:/NAME@ALIAS."""
+    """Folder or URL of a checkpoint to begin with, or of a run whose newest one is taken, or models:/NAME@ALIAS."""
     examples: Annotated[Places, Field(min_length=1)]
     """Files, folders, globs or URLs of examples: .jsonl or .parquet, plain, .gz or .zst (jsonl)."""
     task: Literal["translate", "summarize", "completion", "plain"]
     """How an example becomes text. translate: SOURCE <to-fr> TARGET; summarize: SOURCE TL;DR: TARGET;
     completion: [example] SOURCE [toCode] TARGET; plain: SOURCE and TARGET with nothing between them."""
     output: Place
-    """Folder of the run: packed examples, checkpoints, journal and settings."""
+    """Folder or URL of the run: packed examples, checkpoints, journal and settings."""
     separator: str | None = None
     """What stands between source and target; null takes the task's. A special token, but for summarize."""
     source_field: str = "source"

@@ -79,11 +79,11 @@ class GenerateSettings(Settings):
     """What `herd generate` completes."""
 
     checkpoint: Place
-    """Checkpoint folder, a run folder whose newest whole checkpoint is taken, or models:/NAME@ALIAS of MLflow."""
+    """Folder or URL of a checkpoint, or of a run whose newest whole one is taken, or models:/NAME@ALIAS of MLflow."""
     prompts: Annotated[Places, Field(min_length=1)]
     """Prompt files: txt (a prompt a line), jsonl (prompt, optional id and sampling), parquet, Arrow; mid (music)."""
     output: Place
-    """Folder of the generated dataset."""
+    """Folder or URL of the generated dataset."""
     address: Annotated[str, Field(pattern=r"^https?://")] | None = None
     """Running `herd serve` of the same checkpoint that computes, such as http://127.0.0.1:8000, with its key in
     HERD_API_KEY; null starts replicas for this job."""

@@ -7,7 +7,7 @@ class InspectSettings(Settings):
     """Settings of `herd inspect`."""
 
     checkpoint: Place
-    """Checkpoint folder, a run folder whose newest whole checkpoint is taken, or models:/NAME@ALIAS of MLflow."""
+    """Folder or URL of a checkpoint, or of a run whose newest whole one is taken, or models:/NAME@ALIAS of MLflow."""
     prompt: str
     """Text the model reads, 128 tokens at most; an empty one is the beginning of a document."""
     html: Place

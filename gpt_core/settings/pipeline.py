@@ -55,7 +55,7 @@ class PipelineJob(JobSettings):
     """Settings of `herd pipeline`: the stages of one output folder, each fed by the one before."""
 
     output: Place
-    """Folder of the whole pipeline; each stage writes a folder of its own in it."""
+    """Folder or URL of the whole pipeline; each stage writes a folder of its own in it."""
     tokenize: TokenizeStage
     pretrain: PretrainStage = PretrainStage()
     evaluate: EvaluateStage = EvaluateStage()

@@ -11,6 +11,7 @@ from gpt_core.settings.base import (
     CountOrRange,
     Index,
     JobSettings,
+    LocalPlace,
     ModelName,
     Place,
     Positive,
@@ -135,8 +136,11 @@ class TrainSettings(Settings):
     is read in long runs; null shuffles all windows of an epoch freely."""
     cache_bytes: Count | None = 16 << 30
     """Bytes of copies of a remote corpus's shards kept on each node's disk, fetched ahead; null keeps none."""
-    cache_folder: Place | None = None
+    cache_folder: LocalPlace | None = None
     """Where these copies lie; null is a folder of this user's in /var/tmp, or in TMPDIR."""
+    work_folder: LocalPlace | None = None
+    """Where a run whose output is a URL keeps its journal and locks, which all workers must see; null is the folder
+    runs/ where the command is typed."""
     evaluate_every_steps: Count | None = 100
     """Steps between evaluations on the held-out split; null evaluates at the end only."""
     evaluate_sequences: Count = 64
@@ -238,7 +242,7 @@ class PretrainSettings(Settings):
     corpus: Place
     """Folder or URL of a corpus made by `herd tokenize`."""
     output: Place
-    """Folder of the run: checkpoints, journal and settings."""
+    """Folder or URL of the run: checkpoints, journal and settings."""
     model: ModelSettings = ModelSettings()
     recipe: RecipeSettings = RecipeSettings()
     train: TrainSettings = TrainSettings()

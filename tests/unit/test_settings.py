@@ -7,8 +7,10 @@ import pytest
 from gpt_core.settings import (
     AnatomySettings,
     ClusterSettings,
+    ExportSettings,
     FinetuneJob,
     GenerateJob,
+    ImportSettings,
     PipelineJob,
     PlanSettings,
     PretrainJob,
@@ -31,6 +33,21 @@ def mistakes(model: type, argv: list[str]) -> list[str]:
     *lines, last = str(caught.value).splitlines()
     assert last == "herd job --help explains every setting"
     return lines
+
+
+@pytest.mark.parametrize(
+    ("model", "argv", "name"),
+    [
+        (ExportSettings, ["--checkpoint", "s3://b/run", "--output", "s3://b/hf"], "output"),
+        (ImportSettings, ["--model", "s3://b/hf", "--output", "s3://b/run"], "model"),
+        (PretrainJob, [*PRETRAIN, "--train.cache_folder", "s3://b/cache"], "train.cache_folder"),
+        (PretrainJob, [*PRETRAIN, "--train.work_folder", "gs://b/work"], "train.work_folder"),
+    ],
+)
+def test_what_must_lie_on_a_disk_is_no_url(model, argv, name):
+    (line,) = mistakes(model, argv)
+    assert name in line
+    assert "expected a place on a disk" in line
 
 
 def test_numbers_that_make_no_model_are_told_all_at_once_with_file_and_line(tmp_path, monkeypatch):
