@@ -55,7 +55,6 @@ class Replayer:
         self._pending: defaultdict[str, list[Point]] = defaultdict(list)
         self._opened: dict[str, Record] = {}
         self._params: defaultdict[str, dict[str, str]] = defaultdict(dict)
-        self._models: set[tuple[str, str]] = set()
         self._tables: defaultdict[str, list[str]] = defaultdict(list)
         self._failed: set[str] = set()
         self._closed: set[str] = set()
@@ -235,10 +234,6 @@ class Replayer:
             self._offer(run, "tags", lambda: self._store.set_tags(self._id(run), tags))
 
     def _on_model(self, run: str, record: Record) -> None:
-        name = run, record["name"]
-        if name in self._models:  # another time or value would make a second row of its metrics' step
-            return
-        self._models.add(name)
         if self._live:
             key = f"{self._store_key(run)}#{record['name']}"
             what = f"model {record['name']}"

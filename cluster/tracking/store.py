@@ -179,7 +179,10 @@ class MlflowStore:
         self._client().log_artifact(run_id, str(path), folder)
 
     def log_model(self, run_id: str, key: str, model: Record) -> None:
-        """Create the model unless an earlier try has, and give it its metrics."""
+        """Create the model unless an earlier try has, and give it the metrics it does not have.
+
+        A later record of the same checkpoint has another time, and would make a second row of its metrics' step.
+        """
         from mlflow.entities import LoggedModelOutput, Metric
 
         client = self._client()
@@ -189,9 +192,11 @@ class MlflowStore:
         outputs = client.get_run(run_id).outputs if found else None
         if model_id not in {output.model_id for output in (outputs.model_outputs if outputs else ())}:
             client.log_outputs(run_id, [LoggedModelOutput(model_id, model["step"])])
+        known = {metric.key for one in found for metric in one.metrics or ()}
         metrics = [
             Metric(name, value, model["time"], model["step"], model_id=model_id, run_id=run_id)
             for name, value in model["metrics"].items()
+            if name not in known
         ]
         client.log_batch(run_id, metrics=metrics, synchronous=True)
 

@@ -83,9 +83,11 @@ def test_run_holds_what_the_job_recorded(output):
     assert [(m.key, m.value) for m in model.metrics] == [("checkpoint/loss", 2.25)]
 
 
-def test_a_checkpoint_that_two_starts_of_a_job_record_has_its_metrics_once(output):
-    for _ in range(2):
-        with open_run(QUIET, name="a", kind="pretrain", output=output) as run:
+@pytest.mark.parametrize("folders", [("output", "output"), ("output", "elsewhere")])
+def test_a_checkpoint_that_two_starts_of_a_job_record_has_its_metrics_once(output, folders):
+    for name in folders:  # where it works at a URL, the second start may be another machine's
+        folder = output.parent / name
+        with open_run(QUIET, name="a", kind="pretrain", output=folder, key="0123456789abcdef") as run:
             run.log_model("step-100", step=100, metrics={"loss": 2.25})
     assert metric_rows(output, "checkpoint/loss") == [(100, 1)]
     assert rows(output, "select name from logged_models") == [("step-100",)]
