@@ -1,6 +1,6 @@
 """Causal attention, by the library's fused kernel or in blocks of rows, whichever was measured to be faster.
 
-Shapes: B sequences, T positions, H heads, D head width; R rows of a block and S positions they see.
+Shapes: B sequences, T positions, H heads, D head width; G = B * H, R rows of a block and S positions they see.
 """
 
 import math
@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Small enough that the triangle of a block's unseen positions is small, too: of 32, 64, 128, 256 and 512 rows
-# 128 and 256 were fastest at T = 1024 in fp32 and bf16 (one core without AMX, 2026-11-23).
-BLOCK_ROWS = 128
+# Small enough that the triangle of a block's unseen positions is small, too: of 128, 256 and 512 rows 256 were
+# fastest at T = 1024, 47, 37 and 36 ms in bf16, 80, 81 and 93 in fp32 (one core, EPYC with AVX512-BF16, 2026-11-28).
+BLOCK_ROWS = 256
 
 
 def causal_attention(
@@ -40,37 +40,36 @@ def causal_attention(
 
 
 def _is_faster_in_blocks(q_BHTD: Tensor, band: int | None, dropout: float) -> bool:
-    """Say what was measured, in ms forward and backward, 12 heads of 64 x 1024 on one core without AMX, 2026-11-23.
+    """Say what was measured, in ms of one core forward and backward, EPYC with AVX512-BF16, 2026-11-28.
 
-    A band of 128 in fp32: fused 112, blocks 60, compiled 46. Dropout in fp32, which the CPU's fused kernel does not
-    have: 264 and 178. bf16 fused 137, blocks compiled 126; with AMX 205 and 161 for 48 heads; 48 heads of 32 x 64:
-    10.2 and 3.3. Without any of these, fp32: fused 78, blocks compiled 100.
+    bf16: 12 heads of 64 x 1024 fused 69, blocks 37, compiled 34; 48 heads of 32 x 64 fused 5.3, blocks 1.0. fp32:
+    fused 89, blocks 81, and 1.4 both; the fused kernel keeps no probabilities. It knows neither bands nor dropout on
+    a CPU.
     """
-    if q_BHTD.device.type != "cpu":
-        return False
-    is_compiled_bf16 = q_BHTD.dtype == torch.bfloat16 and torch.compiler.is_compiling()
-    return band is not None or dropout > 0.0 or is_compiled_bf16
+    return q_BHTD.device.type == "cpu" and (band is not None or dropout > 0.0 or q_BHTD.dtype == torch.bfloat16)
 
 
 def blocked_attention(
     q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, *, band: int | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """Return the same as ``causal_attention``: for each block of rows two products and a softmax in fp32.
+    """Return the same as ``causal_attention``: for each block of rows two products and a softmax between them.
 
-    A block reads only the positions its rows see, so that a band of W costs T (R + W) and not T^2.
+    A block reads only the positions its rows see, so that a band of W costs T (R + W) and not T^2. Scale and mask
+    are part of the product; the softmax computes in fp32 whatever the type of the scores.
     """
     num_positions = q_BHTD.shape[-2]
     scale = 1.0 / math.sqrt(q_BHTD.shape[-1])
+    q_GTD, k_GTD, v_GTD = (x.flatten(0, 1) for x in (q_BHTD, k_BHTD, v_BHTD))
     blocks = []
     for start in range(0, num_positions, BLOCK_ROWS):
         stop = min(start + BLOCK_ROWS, num_positions)
         first = 0 if band is None else max(0, start - band + 1)
         unseen_RS = _unseen(start, stop, first, band, q_BHTD.device)
-        scores_BHRS = (q_BHTD[..., start:stop, :] @ k_BHTD[..., first:stop, :].mT).float()
-        shares_BHRS = scores_BHRS.mul_(scale).masked_fill_(unseen_RS, -math.inf).softmax(-1)
-        shares_BHRS = F.dropout(shares_BHRS, dropout) if dropout else shares_BHRS
-        blocks.append(shares_BHRS.to(v_BHTD.dtype) @ v_BHTD[..., first:stop, :])
-    return torch.cat(blocks, -2)
+        bias_RS = torch.zeros_like(unseen_RS, dtype=q_BHTD.dtype).masked_fill_(unseen_RS, -math.inf)
+        shares_GRS = torch.baddbmm(bias_RS, q_GTD[:, start:stop], k_GTD[:, first:stop].mT, alpha=scale).softmax(-1)
+        shares_GRS = F.dropout(shares_GRS, dropout) if dropout else shares_GRS
+        blocks.append(shares_GRS @ v_GTD[:, first:stop])
+    return torch.cat(blocks, -2).view(v_BHTD.shape)
 
 
 def band_mask(num_positions: int, band: int, device: torch.device) -> Tensor:

@@ -72,6 +72,18 @@ def gelu_by_sigmoid(x: Tensor) -> Tensor:
     return (wide * torch.sigmoid(twice_u)).to(x.dtype)
 
 
+def embedded(weight_VC: Tensor, ids: Tensor) -> Tensor:
+    """Return the rows of a table.
+
+    On a CPU a row's gradients are added up in fp32 and rounded once, whatever the type of the table: in bf16, as the
+    library adds them there, a sum of ones stays at 256.
+    """
+    if weight_VC.device.type != "cpu" or weight_VC.dtype == torch.float32:
+        return F.embedding(ids, weight_VC)
+    used_U, places = ids.unique(return_inverse=True)
+    return F.embedding(places, weight_VC.index_select(0, used_U).float()).to(weight_VC.dtype)
+
+
 class Block(nn.Module):
     """One layer: attention and MLP, each behind a LayerNorm and added to the stream."""
 
@@ -121,6 +133,14 @@ class GPT(nn.Module):
         Raises:
             SettingsError: More positions than the model has.
         """
+        return self.layers(self.embeddings(ids_BT))
+
+    def embeddings(self, ids_BT: Tensor) -> Tensor:
+        """Return the stream before the first layer: the tokens' and the positions' embeddings added.
+
+        Raises:
+            SettingsError: More positions than the model has.
+        """
         num_positions = ids_BT.shape[1]
         if num_positions > self.shape.num_positions:
             raise SettingsError(
@@ -129,7 +149,10 @@ class GPT(nn.Module):
                 f"at most {self.shape.num_positions}",
                 "shorten the sequence or train with more positions",
             )
-        x_BTC = self.dropout(self.wte(ids_BT) + self.wpe.weight[:num_positions])
+        return self.dropout(embedded(self.wte.weight, ids_BT) + self.wpe.weight[:num_positions])
+
+    def layers(self, x_BTC: Tensor) -> Tensor:
+        """Return the final stream for that of the embeddings: the part that is worth compiling."""
         for block in self.h:
             x_BTC = recomputed(block, x_BTC) if self.recomputes_blocks and self.training else block(x_BTC)
         return self.ln_f(x_BTC)

@@ -4,7 +4,7 @@ At 4 x 1024 positions and 50,257 tokens the logits alone are 823 MB in fp32 and 
 gradient as much again.  Here the head's product, the softmax and both gradients of a chunk
 of rows are computed together, and only the chunk's logits ever exist.
 
-Shapes: N = B * T rows, n rows of a chunk, C width, V vocabulary.
+Shapes: N = B * T rows, n rows of a chunk, C width, V vocabulary, P the same padded.
 """
 
 import functools
@@ -14,22 +14,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Chunks amortise the products' overhead; blocks within one are exponentiated while in the
-# second-level cache. Measured at V = 50,257, C = 128, one core: 336 ms for 1,024 rows, where
-# log_softmax on whole chunks took 550 ms and the three products alone take 280 ms.
-CPU_CHUNK_BYTES = 32 * 1024 * 1024
+# Chunks amortise the products' overhead; blocks within one are exponentiated in fp32 while in the second-level cache.
+# bf16, 1,024 rows x 768, V = 50,257, one core: 755 ms in chunks of 160 rows, 651 of 512, 629 in one (2026-11-28).
+CPU_CHUNK_BYTES = 128 * 1024 * 1024
 CPU_BLOCK_BYTES = 1536 * 1024
 GPU_CHUNK_BYTES = 1024 * 1024 * 1024
+# Rows of logits that are no multiple of 16 bytes keep a GPU's products from their fast kernels.
+GPU_VOCABULARY_MULTIPLE = 64
+Softmax = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def next_token_loss(hidden_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor, *, compiled: bool = False) -> Tensor:
     """Return the mean loss in nats as an fp32 scalar, differentiable in both tensors.
 
     The products run in the dtype of ``hidden_BTC``, the softmax in fp32. In bf16 ``compiled`` fuses what is between
-    the products: 160 x 50,257 logits take 8.1 ms instead of 16.2, in fp32 9.7 and 8.5 (one core, 2026-11-23).
+    the products, in fp32 it gains nothing.
     """
     hidden_NC = hidden_BTC.flatten(0, -2)
-    softmax = _compiled_gradient() if compiled and hidden_NC.dtype == torch.bfloat16 else _gradient
+    softmax = _compiled_exponentiate() if compiled and hidden_NC.dtype == torch.bfloat16 else _exponentiate
     return _ChunkedLoss.apply(hidden_NC, weight_VC, targets_BT.flatten(), softmax)  # type: ignore[return-value]
 
 
@@ -38,7 +40,7 @@ def token_losses(hidden_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor) -> T
     with torch.no_grad():
         rows = rows_a_chunk(weight_VC)
         chunks = zip(hidden_BTC.flatten(0, -2).split(rows), targets_BT.flatten().split(rows), strict=True)
-        losses = [_exponentiate(F.linear(x, weight_VC).float(), t)[0] for x, t in chunks]
+        losses = [_exponentiate(F.linear(x, weight_VC), t)[0] for x, t in chunks]
         return torch.cat(losses).view_as(targets_BT)
 
 
@@ -46,6 +48,15 @@ def rows_a_chunk(weight_VC: Tensor) -> int:
     """Return the rows whose fp32 logits fill a chunk: a multiple of 16, and at least 16."""
     chunk_bytes = GPU_CHUNK_BYTES if weight_VC.device.type == "cuda" else CPU_CHUNK_BYTES
     return max(16, chunk_bytes // (4 * weight_VC.shape[0]) // 16 * 16)
+
+
+def even_rows(num_rows: int, most: int) -> int:
+    """Return the rows of equal chunks of at most so many rows, ``most`` where fewer than twice as many chunks are none.
+
+    For chunks of one shape alone a compiler and a matrix library have to make ready.
+    """
+    fewest = -(-num_rows // most)
+    return next((num_rows // count for count in range(fewest, 2 * fewest) if num_rows % count == 0), most)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -61,25 +72,28 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden_NC: Tensor,
         weight_VC: Tensor,
         targets_N: Tensor,
-        softmax: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]],
+        softmax: Softmax,
     ) -> Tensor:
-        num_rows = hidden_NC.shape[0]
+        num_rows, vocabulary_size = hidden_NC.shape[0], weight_VC.shape[0]
         losses_N = torch.empty(num_rows, dtype=torch.float32, device=hidden_NC.device)
         grad_hidden_NC = torch.empty_like(hidden_NC)
-        grad_weight_VC = torch.empty(0)
-        rows = rows_a_chunk(weight_VC)
-        logits_nV = hidden_NC.new_empty((min(rows, num_rows), weight_VC.shape[0]))
+        grad_head_PC = torch.empty(0)
+        head_PC = _padded(weight_VC)
+        rows = even_rows(num_rows, rows_a_chunk(weight_VC))
+        # Chunks are added up in fp32: in bf16 what a later one adds would be rounded to what is there.
+        sum_dtype = torch.float32 if rows < num_rows else weight_VC.dtype
+        logits_nP = hidden_NC.new_empty((min(rows, num_rows), head_PC.shape[0]))
         for start in range(0, num_rows, rows):
             chunk = slice(start, min(start + rows, num_rows))
             x_nC = hidden_NC[chunk]
-            chunk_nV = torch.mm(x_nC, weight_VC.t(), out=logits_nV[: x_nC.shape[0]])
-            losses_N[chunk], grad_nV, sum_n1, grad_of_target_n1 = softmax(chunk_nV, targets_N[chunk])
-            grad_nV.scatter_(1, targets_N[chunk, None], grad_of_target_n1.to(x_nC.dtype))
+            grad_nP = torch.mm(x_nC, head_PC.t(), out=logits_nP[: x_nC.shape[0]])
+            losses_N[chunk], sum_n1, grad_of_target_n1 = softmax(grad_nP[:, :vocabulary_size], targets_N[chunk])
+            grad_nP.scatter_(1, targets_N[chunk, None], grad_of_target_n1.to(x_nC.dtype))
             scale_n1 = (1.0 / (sum_n1 * num_rows)).to(x_nC.dtype)
-            torch.mm(grad_nV, weight_VC, out=grad_hidden_NC[chunk]).mul_(scale_n1)
-            x_nC = x_nC * scale_n1
-            grad_weight_VC = grad_weight_VC.addmm_(grad_nV.t(), x_nC) if start else grad_nV.t() @ x_nC
-        ctx.save_for_backward(grad_hidden_NC, grad_weight_VC)
+            torch.mm(grad_nP, head_PC, out=grad_hidden_NC[chunk]).mul_(scale_n1)
+            grad_PC = grad_nP.t() @ (x_nC * scale_n1)
+            grad_head_PC = grad_head_PC.add_(grad_PC) if start else grad_PC.to(sum_dtype)
+        ctx.save_for_backward(grad_hidden_NC, grad_head_PC[:vocabulary_size].to(weight_VC.dtype))
         return losses_N.sum() / num_rows
 
     @staticmethod
@@ -91,39 +105,46 @@ class _ChunkedLoss(torch.autograd.Function):
         return grad_hidden_NC * scale, grad_weight_VC * scale, None, None
 
 
-def _gradient(logits_nV: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return losses [n], the rows' exponentials e in the logits' dtype, their sums s, and e - s at the targets.
+def _padded(weight_VC: Tensor) -> Tensor:
+    """Return the head, on a GPU with rows of zeros up to a multiple that its kernels like.
 
-    May overwrite the logits.
+    The logits of these rows are 0, and so is what they add to the gradient of the hidden states.
     """
-    losses_n, exp_nV, sum_n1 = _exponentiate(logits_nV.float(), targets_n)
-    target_n1 = exp_nV.gather(1, targets_n[:, None]) - sum_n1
-    return losses_n, exp_nV.to(logits_nV.dtype), sum_n1, target_n1
+    if weight_VC.device.type != "cuda":
+        return weight_VC
+    return F.pad(weight_VC, (0, 0, 0, -weight_VC.shape[0] % GPU_VOCABULARY_MULTIPLE))
 
 
-def _gradient_in_one(logits_nV: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the same, written for the compiler: a pass for the maxima and one for all the rest."""
+def _exponentiate_in_one(logits_nV: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Do the same as ``_exponentiate``, written for the compiler: a pass for the maxima and one for all the rest."""
     wide_nV = logits_nV.float()
     top_n1 = wide_nV.amax(1, keepdim=True)
+    target_n1 = wide_nV.gather(1, targets_n[:, None]) - top_n1
     exp_nV = (wide_nV - top_n1).exp()
     sum_n1 = exp_nV.sum(1, keepdim=True)
-    target_n1 = wide_nV.gather(1, targets_n[:, None]) - top_n1
-    return (sum_n1.log() - target_n1)[:, 0], exp_nV.to(logits_nV.dtype), sum_n1, target_n1.exp() - sum_n1
+    logits_nV.copy_(exp_nV)
+    return (sum_n1.log() - target_n1)[:, 0], sum_n1, target_n1.exp() - sum_n1
 
 
 @functools.cache
-def _compiled_gradient() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]:
-    return torch.compile(_gradient_in_one)
+def _compiled_exponentiate() -> Softmax:
+    return torch.compile(_exponentiate_in_one)
 
 
 def _exponentiate(logits_nV: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Replace fp32 logits by exp(logit - row maximum); return losses [n], them, and their sums [n, 1]."""
-    target_n1 = logits_nV.gather(1, targets_n[:, None])
+    """Replace logits by their exponentials e, relative to the row's maximum.
+
+    Returns losses [n], the rows' sums s [n, 1], and e - s at the targets [n, 1], all taken in fp32.
+    """
+    target_n1 = logits_nV.gather(1, targets_n[:, None]).float()
     top_n1, sum_n1 = torch.empty_like(target_n1), torch.empty_like(target_n1)
     rows = logits_nV.shape[0]
     if logits_nV.device.type == "cpu":
         rows = max(1, CPU_BLOCK_BYTES // (4 * logits_nV.shape[1]))
     for block, top, total in zip(logits_nV.split(rows), top_n1.split(rows), sum_n1.split(rows), strict=True):
-        torch.amax(block, 1, keepdim=True, out=top)
-        torch.sum(block.sub_(top).exp_(), 1, keepdim=True, out=total)
-    return (sum_n1.log() + top_n1 - target_n1)[:, 0], logits_nV, sum_n1
+        wide = block.float()
+        torch.amax(wide, 1, keepdim=True, out=top)
+        torch.sum(wide.sub_(top).exp_(), 1, keepdim=True, out=total)
+        block.copy_(wide)
+    target_n1 -= top_n1
+    return (sum_n1.log() - target_n1)[:, 0], sum_n1, target_n1.exp_() - sum_n1

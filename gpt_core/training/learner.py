@@ -101,7 +101,7 @@ class Learner:
         self._sum = TreeSum(lambda: self._flat_buffer(torch.float32, TAIL_ELEMENTS), self._contribution_views)
         self._parameters = [self.model.get_parameter(span.name) for span in self.layout.spans]
         self._losses: list[Tensor] = []
-        self._hidden = torch.compile(self.model.hidden) if self.compute.compiled else self.model.hidden
+        self._layers = torch.compile(self.model.layers) if self.compute.compiled else self.model.layers
 
     def initialise(self) -> "Learner":
         """Fill the weights with GPT-2's starting values for the seed."""
@@ -245,7 +245,8 @@ class Learner:
 
     def _loss(self, ids: Tensor, rows: np.ndarray | None) -> Tensor:
         """Return the loss of a micro-batch over the targets in these rows, over all of them without rows."""
-        hidden_BTC, head, targets_BT = self._hidden(ids[:, :-1]), self.model.wte.weight, ids[:, 1:]
+        hidden_BTC = self._layers(self.model.embeddings(ids[:, :-1]))
+        head, targets_BT = self.model.wte.weight, ids[:, 1:]
         if rows is None:
             return next_token_loss(hidden_BTC, head, targets_BT, compiled=self.compute.compiled)
         return masked_next_token_loss(hidden_BTC, head, targets_BT, torch.from_numpy(rows).to(ids.device))

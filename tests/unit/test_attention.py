@@ -55,6 +55,19 @@ def test_bf16_in_blocks_is_near_fp32_and_stays_bf16():
     torch.testing.assert_close(out.float(), blocked_attention(*exact, band=5), atol=3e-2, rtol=3e-2)
 
 
+@pytest.mark.parametrize("block_rows", [4, 16])
+def test_bf16_on_a_cpu_needs_no_fused_kernel_and_its_gradients_are_those_written_out(monkeypatch, block_rows):
+    monkeypatch.setattr(attention, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", None)
+    qkv = make_qkv(dtype=torch.bfloat16)
+    grad = torch.randn(B, H, T, D, generator=torch.Generator().manual_seed(1)).bfloat16()
+    out = causal_attention(*qkv)
+    (found,) = torch.autograd.grad(out, qkv, grad)
+    expected, gradients = oracle(qkv, grad, None)
+    np.testing.assert_allclose(out.detach().float().numpy(), expected, atol=2e-2)
+    np.testing.assert_allclose(found.float().numpy(), gradients, atol=4e-2)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 def test_the_same_seed_gives_the_same_bits(dropout):
     found = []

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gpt_core.errors import SettingsError
-from gpt_core.model.gpt import GPT, gelu_by_sigmoid, initial_values
+from gpt_core.model.gpt import GPT, embedded, gelu_by_sigmoid, initial_values
 from gpt_core.model.loss import token_losses
 from gpt_core.model.presets import PRESETS, ModelShape
 from tests.reference import gpt2_numpy
@@ -118,3 +118,14 @@ def test_what_the_compiler_is_given_is_the_same_function(dtype):
     torch.testing.assert_close(ours, library, atol=tolerance, rtol=tolerance)
     gradients = [torch.autograd.grad(out.float().pow(2).sum(), x)[0] for out in (ours, library)]
     torch.testing.assert_close(*gradients, atol=5 * tolerance, rtol=5 * tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_that_is_seen_4096_times_gets_all_of_its_gradient(dtype):
+    table = torch.randn(5, 2).to(dtype).requires_grad_()
+    ids = torch.tensor([[3] * 4096, [1] * 4096])
+    rows = embedded(table, ids)
+    assert torch.equal(rows, table[ids])
+    rows.backward(torch.ones_like(rows))
+    assert table.grad is not None
+    assert table.grad[:, 0].tolist() == [0, 4096, 0, 4096, 0]
