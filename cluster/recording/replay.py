@@ -30,6 +30,7 @@ JOURNAL_NAME, STATE_NAME = "journal.jsonl", "run.json"
 POINTS_PER_BATCH = 1000  # MLflow's limit for one log_batch
 _POLL_SECONDS = 0.5
 _CLOSING_OUTAGE_SECONDS = 10.0
+_FINAL_STATUS_SECONDS = 8.0
 
 
 class Replayer:
@@ -88,7 +89,9 @@ class Replayer:
         finally:  # an impatient second Ctrl-C arrives here as well
             self._patience.abandoned.set()
         if not self._done.is_set() and not self._patience.outage_seconds():
-            self._send_final_statuses()
+            sending = threading.Thread(target=self._send_final_statuses, name="herd-final-status", daemon=True)
+            sending.start()
+            sending.join(_FINAL_STATUS_SECONDS)  # the store may have fallen silent just now
         return self._done.is_set()
 
     def _send_final_statuses(self) -> None:

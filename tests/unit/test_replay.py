@@ -295,6 +295,21 @@ def test_slow_store_has_the_final_statuses_even_where_records_still_wait(tmp_pat
     assert set(store.rows.values()) == {1}
 
 
+def test_a_store_that_falls_silent_at_the_end_does_not_hold_up_the_job_for_its_statuses(tmp_path, monkeypatch):
+    monkeypatch.setattr("cluster.recording.replay._FINAL_STATUS_SECONDS", 0.1)
+    store, silent, answer = Unreliable(), threading.Event(), threading.Event()
+    store.fails = lambda call: silent.is_set() and answer.wait(100) and None
+    book = RecordBook(tmp_path / "tracking", store, system_seconds=None)
+    with book.opened("", "job", "pipeline", None) as run:
+        while run.run_id is None:
+            time.sleep(0.001)
+        silent.set()
+    began = time.monotonic()
+    assert not book.close(0.1)
+    assert time.monotonic() - began < 10
+    answer.set()
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_requests_that_land_after_their_repetition_make_no_second_row(tmp_path, seed):
     chance = random.Random(seed)
