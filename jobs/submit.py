@@ -12,8 +12,8 @@ usage: herd submit JOB [--config FILE] --cluster.address http://HEAD:8265 [--sec
   --detach           leave the job alone once it is submitted; herd jobs finds it again
 
 All other flags are the job's own: herd JOB --help explains them. They are checked here, before
-anything is sent. Code, settings and small prompt files inside the current folder travel with
-the job; corpora, checkpoints and outputs must lie where every node of the cluster reads them.
+anything is sent. Code, settings, and small prompt files and a vocabulary inside the current folder
+travel with the job; corpora, checkpoints and outputs must lie where every node of the cluster reads them.
 A head that asks for a token gets the one in RAY_AUTH_TOKEN or ~/.ray/auth_token.
 Ctrl-C asks whether to stop the job or to leave it running.
 
