@@ -12,6 +12,7 @@ import pyarrow as pa
 _FILE_MAGIC = b"ARROW1"
 _FIRST_MESSAGE = 8  # of a file: the magic, padded
 _CONTINUATION = 0xFFFFFFFF
+_READ_BYTES = 4096  # a header of some columns, in one request
 _RECORD_BATCH = 3  # MessageHeader of Arrow's Message.fbs
 
 
@@ -83,18 +84,21 @@ class ArrowBatches:
 
     def _message(self, position: int) -> tuple[int, int, int] | None:
         """Return kind, rows and end of the message at a byte, or None at the end of the messages."""
-        if position == self._source.size():
+        left_bytes = self._source.size() - position
+        if left_bytes == 0:
             return None
         self._source.seek(position)
-        (num_bytes,) = struct.unpack("<I", self._source.read(4))
-        start = position + 4
+        data, start = self._source.read(min(_READ_BYTES, left_bytes)), 4
+        (num_bytes,) = struct.unpack_from("<I", data)
         if num_bytes == _CONTINUATION:  # absent before Arrow 0.15
-            (num_bytes,) = struct.unpack("<I", self._source.read(4))
-            start += 4
+            (num_bytes,) = struct.unpack_from("<I", data, 4)
+            start = 8
         if num_bytes == 0:
             return None
-        kind, num_rows, body_bytes = _described(self._source.read(min(num_bytes, self._source.size() - start)))
-        return kind, num_rows, start + num_bytes + body_bytes
+        if start + num_bytes > len(data):
+            data += self._source.read(min(start + num_bytes, left_bytes) - len(data))
+        kind, num_rows, body_bytes = _described(data[start : start + num_bytes])
+        return kind, num_rows, position + start + num_bytes + body_bytes
 
 
 def _described(header: bytes) -> tuple[int, int, int]:

@@ -176,3 +176,12 @@ def test_parquet_inside_gzip_is_a_reject_that_says_what_is_expected(tmp_path: Pa
     assert reject.reason == (
         "found gzip around a parquet file; expected the plain file, whose columns may be compressed"
     )
+
+
+def test_headers_of_many_columns_are_read_whole(tmp_path: Path) -> None:
+    columns = {f"column {number}": [number] * 30 for number in range(300)}
+    write(tmp_path / "a.arrow", pa.table({**columns, "text": TEXTS[:30]}), rows=10)
+    documents, rejects = read(tmp_path / "a.arrow", 20_000)
+
+    assert [(document.text, document.start) for document in documents] == [(TEXTS[row], row) for row in range(30)]
+    assert rejects == []
