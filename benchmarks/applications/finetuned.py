@@ -29,6 +29,7 @@ from gpt_core.generation.engine import Engine, EngineOptions
 from gpt_core.generation.request import GenerationRequest, Sampling
 from gpt_core.model.presets import ModelShape
 from gpt_core.settings import FinetuneSettings
+from gpt_core.storage import Location
 from gpt_core.tokens.tokenizer import load_tokenizer
 from gpt_core.tokens.train_tokenizer import train_ranks, write_ranks
 from gpt_core.tokens.vocabulary import VOCABULARY
@@ -116,7 +117,7 @@ class Bench:
         return finetuning.summary_of(inputs)
 
     def complete(
-        self, path: str | Path, prompts: Sequence[str], max_tokens: int, stop: tuple[str, ...] = ()
+        self, path: str | Location, prompts: Sequence[str], max_tokens: int, stop: tuple[str, ...] = ()
     ) -> list[str]:
         """Return a checkpoint's greedy completions; ValueError where a prompt does not fit into its context."""
         torch.set_num_threads(self.threads)
@@ -133,7 +134,7 @@ class Bench:
             raise ValueError(refused)
         return [completion.text.strip() for completion in done]
 
-    def fits(self, path: str | Path, prompts: Sequence[str], max_tokens: int) -> list[bool]:
+    def fits(self, path: str | Location, prompts: Sequence[str], max_tokens: int) -> list[bool]:
         """Return which prompts leave room for a completion in the checkpoint's context."""
         loaded = checkpoint.load(path)
         tokenizer = load_tokenizer(loaded.tokenizer["name"])
