@@ -12,6 +12,7 @@ from gpt_core.generation.engine import Engine, EngineOptions
 from gpt_core.generation.linear_kernels import can_compute_int8
 from gpt_core.generation.request import GenerationRequest, Sampling
 from gpt_core.model.gpt import GPT
+from gpt_core.model.precision import can_compute_bf16
 from gpt_core.model.presets import ModelShape
 from tests.unit.tiny_engine import SHAPE, TOKENIZER, make_engine, make_weights, shared_engine
 
@@ -64,15 +65,28 @@ def request_lists(draw):
     return [GenerationRequest(f"r{i}", ids, sampling) for i, (ids, sampling) in enumerate(pairs)]
 
 
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "fp32",
+        pytest.param(
+            "bf16",
+            marks=pytest.mark.skipif(
+                not can_compute_bf16(torch.device("cpu")),
+                reason="this CPU has no bf16 instructions; run it where lscpu lists avx512_bf16 or amx_bf16",
+            ),
+        ),
+    ],
+)
 @given(requests=request_lists(), slots=st.sampled_from([3, 8, 16, 32]), data=st.data())
 @settings(max_examples=25)
-def test_a_request_gets_the_same_bits_alone_and_in_any_company(requests, slots, data):
-    crowd = shared_engine(slots, prefill_chunks=data.draw(st.sampled_from([1, 4, 9])))
+def test_a_request_gets_the_same_bits_alone_and_in_any_company(precision, requests, slots, data):
+    crowd = shared_engine(slots, data.draw(st.sampled_from([1, 4, 9])), precision)
     shuffled = data.draw(st.permutations(requests))
     arrivals = data.draw(st.lists(st.integers(0, 15), min_size=len(requests), max_size=len(requests)))
     together, _ = run_by_events(crowd, shuffled, arrivals)
     for lone in requests:
-        for completion in shared_engine(8).run([lone]):
+        for completion in shared_engine(8, precision=precision).run([lone]):
             assert together[lone.id, completion.sample] == completion
 
 

@@ -29,6 +29,6 @@ def make_engine(shape=SHAPE, **options):
 
 
 @functools.cache
-def shared_engine(slots, prefill_chunks=4):
+def shared_engine(slots, prefill_chunks=4, precision="fp32"):
     """An engine used by many tests, one after the other: what it did before must not matter, either."""
-    return make_engine(slots=slots, prefill_chunks=prefill_chunks, precision="fp32")
+    return make_engine(slots=slots, prefill_chunks=prefill_chunks, precision=precision)
