@@ -64,9 +64,7 @@ def resolve(settings: TokenizeSettings) -> Inputs:
     block_counts([source.weight for source in settings.named_sources()])  # a share too small is a mistake now
     found = _listed(settings)
     if num_ignored := sum(listing.num_ignored for listing in found):
-        say(
-            f"tokenize: left out {num_ignored:,} files of the input folders, hidden or of no known suffix; a glob takes any"
-        )
+        say(f"tokenize: left out {num_ignored:,} files in folders, hidden or of no known suffix; a glob takes any")
     plans = plan_shards(FileColumns.joined([listing.files for listing in found]), settings.shard_bytes)
     decisive = settings.model_dump(
         mode="json", include={"shard_bytes", "validation_fraction", "split_seed", "max_document_bytes"}

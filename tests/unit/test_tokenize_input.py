@@ -56,7 +56,7 @@ def test_files_that_were_passed_over_are_counted_aloud(tmp_path: Path, capsys: p
         (tmp_path / "in" / name).write_text("x")
     tokenizing.resolve(settings_of(tmp_path / "out", tmp_path / "in"))
 
-    assert "tokenize: left out 2 files of the input folders, hidden or of no known suffix" in capsys.readouterr().err
+    assert "tokenize: left out 2 files in folders, hidden or of no known suffix" in capsys.readouterr().err
 
 
 def test_a_weight_too_small_to_be_met_is_refused_before_anything_is_read(tmp_path: Path) -> None:
