@@ -20,8 +20,9 @@ from gpt_core.documents.shard_plan import Piece
 from gpt_core.documents.text_documents import invalid_utf8, too_long
 from gpt_core.storage import is_url
 
-# What Arrow raises over damaged bytes: a name that is no UTF-8 is a ValueError, a size out of range an OverflowError.
-_DAMAGED = (pa.ArrowException, OSError, ValueError, LookupError, OverflowError)
+# What Arrow raises over damaged bytes: a name that is no UTF-8 is a ValueError, a size out of range an OverflowError,
+# the early end of a stream a StopIteration.
+_DAMAGED = (pa.ArrowException, OSError, ValueError, LookupError, OverflowError, StopIteration)
 _COPY_BYTES = 1 << 20
 _MAX_ROWS = 4096
 _BINARY = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
