@@ -62,9 +62,10 @@ def huggingface(precision: str, folder: str, slots: int) -> tuple[Run, str]:
     import torch
     import transformers
 
+    from gpt_core.model.precision import choose_dtype
+
     torch.set_num_threads(1)
-    has_units = torch.cpu._is_amx_tile_supported() if precision == "auto" else precision == "bf16"
-    dtype = torch.bfloat16 if has_units else torch.float32
+    dtype = choose_dtype("fp32" if precision == "int8" else precision, torch.device("cpu"))
     model: Any = transformers.GPT2LMHeadModel.from_pretrained(f"{folder}/hf", dtype=dtype).eval()
 
     def run(prompts: list[list[int]], new_tokens: int) -> int:

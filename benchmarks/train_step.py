@@ -6,7 +6,7 @@
 A step is forward, backward, clip at norm 1 and fused AdamW on one micro-batch of random ids (zeros run faster).
 Every round takes each contestant in turn, for 0.3 seconds or a step, whichever is longer. Printed are medians by the
 wall clock and by the processor time of the process over its threads, which a busy machine disturbs less. `ours`
-computes in bf16 where the processor has matrix units for it, else in fp32, as training does.
+computes in bf16 where the processor has instructions for it, else in fp32, as training does.
 
 The ceiling is what the library's matrix products alone reach at the sizes of the model's linear layers, forward and
 both gradients, in fp32 and in bf16, taken in every round; a contestant's percentage is the time of these products in

@@ -110,9 +110,9 @@ def with_settled_precision(settings: EngineSettings, cluster: Cluster) -> Engine
 def _chosen_precision(gpus: int) -> str:
     import torch
 
-    from gpt_core.model.precision import has_bf16_matrix_units
+    from gpt_core.model.precision import can_compute_bf16
 
-    return "bf16" if has_bf16_matrix_units(torch.device("cuda" if gpus else "cpu")) else "fp32"
+    return "bf16" if can_compute_bf16(torch.device("cuda" if gpus else "cpu")) else "fp32"
 
 
 def _replica_resources(settings: EngineSettings, cluster: Cluster) -> tuple[int, int]:

@@ -52,7 +52,7 @@ class EngineOptions:
     """Most prompt chunks of 32 tokens a step stores: more finishes prompts sooner, and makes
     the samples that are already being drawn wait longer for their next token."""
     precision: str = "auto"
-    """"fp32", "bf16", "auto" (bf16 where the device has matrix units for it) or "int8": products with weights, on
+    """"fp32", "bf16", "auto" (bf16 where the device has instructions for it) or "int8": products with weights, on
     a CPU with VNNI; attention in bf16 where that has instructions."""
     device: str = "cpu"
 

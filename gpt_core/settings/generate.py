@@ -63,8 +63,8 @@ class EngineSettings(Settings):
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto takes a GPU for each replica where the cluster has them."""
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
-    """auto computes in bf16 where the hardware has matrix units for it; int8 rounds weights and activations to 8 bits,
-    for CPUs with VNNI instructions."""
+    """auto computes in bf16 where the hardware has instructions for its products; int8 rounds weights and activations
+    to 8 bits, for CPUs with VNNI instructions."""
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:

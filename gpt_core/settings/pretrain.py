@@ -123,7 +123,7 @@ class TrainSettings(Settings):
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto takes GPUs where the cluster has one for each worker."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto computes in bf16 where the hardware has matrix units for it, with fp32 master weights."""
+    """auto computes in bf16 where the hardware has instructions for its products, with fp32 master weights."""
     reduction: Literal["exact", "fast"] = "exact"
     """exact sums gradients in one fixed tree (same bits for any num_workers); fast uses the library's all-reduce."""
     sharding: Literal["none", "optimizer", "full"] = "none"

@@ -214,8 +214,8 @@ def test_a_dataset_begun_in_another_precision_is_not_gone_on_with(
 ) -> None:
     automatic = settings_for(model, prompts, tmp_path, engine=EngineSettings(num_slots=4, device="cpu"))
     decisive = generating.resolve(automatic).decisive
-    Ledger(str(tmp_path)).open({**decisive, "precision": "bf16"})  # begun on a machine with matrix units
-    monkeypatch.setattr("gpt_core.model.precision.has_bf16_matrix_units", lambda device: False)
+    Ledger(str(tmp_path)).open({**decisive, "precision": "bf16"})  # begun on a machine with instructions for it
+    monkeypatch.setattr("gpt_core.model.precision.can_compute_bf16", lambda device: False)
     with pytest.raises(StaleOutputError, match=r"precision.*'bf16'.*'fp32'"):
         generate(automatic, cluster)
 

@@ -10,9 +10,9 @@ from gpt_core.settings import EngineSettings
 HERE = Cluster(None, num_cpus=2, num_gpus=0)
 
 
-@pytest.mark.parametrize(("has_units", "expected"), [(True, "bf16"), (False, "fp32")])
-def test_auto_is_settled_once_for_all_replicas(monkeypatch, has_units, expected):
-    monkeypatch.setattr("gpt_core.model.precision.has_bf16_matrix_units", lambda device: has_units)
+@pytest.mark.parametrize(("has_instructions", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_settled_once_for_all_replicas(monkeypatch, has_instructions, expected):
+    monkeypatch.setattr("gpt_core.model.precision.can_compute_bf16", lambda device: has_instructions)
     assert with_settled_precision(EngineSettings(num_replicas=2), HERE).precision == expected
     assert with_settled_precision(EngineSettings(precision="int8"), HERE).precision == "int8"
 

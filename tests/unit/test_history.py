@@ -109,9 +109,11 @@ def test_runs_that_compute_in_other_ways_are_not_called_equal(run, tmp_path):
     ours = checkpoint.load(run).description
     changes = {"reduction": "fast", "compiled": True, "num_threads": 2, "evaluate_sequences": 9}
     changes |= {"precision": "bf16", "device": "gpu", "sharding": "full"}
-    checkpoint.write(tmp_path, replace(ours, settings={**ours.settings, **changes}), {}, {})
-    (tmp_path / history.JOURNAL).symlink_to(run / history.JOURNAL)
-    said = compare.main(CompareSettings(runs=(str(run), str(tmp_path)))).splitlines()
+    folders = tmp_path / "one", tmp_path / "other"
+    for folder, differing in zip(folders, ({"precision": "fp32"}, changes), strict=True):
+        checkpoint.write(folder, replace(ours, settings={**ours.settings, **differing}), {}, {})
+        (folder / history.JOURNAL).symlink_to(run / history.JOURNAL)
+    said = compare.main(CompareSettings(runs=tuple(map(str, folders)))).splitlines()
     assert {line.partition("settings")[2].strip() for line in said if "settings" in line} == {
         "train.compiled: False and True",
         "train.device: 'cpu' and 'gpu'",

@@ -20,10 +20,11 @@ def cpu_with(monkeypatch):
     return pretend
 
 
-def test_auto_takes_bf16_on_matrix_units_only(cpu_with):
-    cpu_with("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+@pytest.mark.parametrize("instructions", ["_is_amx_tile_supported", "_is_avx512_bf16_supported"])
+def test_auto_takes_bf16_on_cpus_with_any_instructions_for_it(cpu_with, instructions):
+    cpu_with(instructions)
     assert choose_dtype("auto", CPU) == torch.bfloat16
-    cpu_with("_is_avx512_bf16_supported")
+    cpu_with()
     assert choose_dtype("auto", CPU) == torch.float32
 
 

@@ -229,7 +229,7 @@ def test_a_run_that_is_lengthened_at_the_rate_its_schedule_ends_with_keeps_the_b
 
 
 def test_a_resume_where_auto_means_another_precision_is_refused(plan, monkeypatch):
-    train(replace(plan, num_steps=1))
+    train(replace(plan, num_steps=1, precision="fp32"))
     monkeypatch.setattr("gpt_core.training.loop.choose_dtype", lambda precision, device: torch.bfloat16)
     with pytest.raises(CheckpointError, match=r"a run begun with train.precision 'fp32'; expected the 'bf16'"):
         train(plan)
@@ -284,7 +284,7 @@ def test_a_loss_that_leaps_stops_the_run_with_step_rows_and_last_checkpoint(plan
 
 
 def test_a_loss_that_is_no_number_names_the_rows(plan):
-    run = training.Run(plan, Ranks(), Silence())
+    run = training.Run(replace(plan, precision="fp32"), Ranks(), Silence())
     run.resume()
     assert isinstance(run.learner, Learner)
     run.learner.weights()["ln_f.bias"].fill_(float("nan"))
