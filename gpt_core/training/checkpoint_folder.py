@@ -97,13 +97,12 @@ def _leftovers(parent: Location) -> Iterator[Location]:
 def _files_in(parent: Url) -> dict[str, set[str]]:
     """Return the files of each checkpoint's folder in a store, those without a description included."""
     found: dict[str, set[str]] = {}
+    storage = Storage.of(parent)
     try:
-        for path, _ in Storage.of(parent).list_files(str(parent)):
+        for path, _ in storage.list_files(str(parent)) if storage.exists(str(parent)) else ():
             folder, _, file = path.partition("/")
             if folder.startswith(PREFIX):
                 found.setdefault(folder, set()).add(file)
-    except FileNotFoundError:
-        return {}
     except OSError as error:
         raise CheckpointError(str(parent), str(error), "a store that answers", "mend that and run it again") from error
     return found

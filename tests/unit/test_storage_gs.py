@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pyarrow.fs
 import pytest
+import torch
 
 from cluster import input_guard, tokenizing
+from gpt_core import sealed_json
 from gpt_core import storage as storage_module
 from gpt_core.corpus import manifest
 from gpt_core.corpus.corpus import Corpus
@@ -17,8 +19,11 @@ from gpt_core.corpus.tokenize_shard import ShardTokenizer
 from gpt_core.corpus.verify import verify
 from gpt_core.errors import StaleOutputError
 from gpt_core.ledger import Ledger
+from gpt_core.model.presets import ModelShape
 from gpt_core.settings import TokenizeSettings
 from gpt_core.storage import Storage
+from gpt_core.training import checkpoint
+from gpt_core.training.checkpoint import DamagedCheckpointWarning, Description
 from tests.corpus_text import write_sources
 
 if importlib.util.find_spec("gcp_storage_emulator") is None:
@@ -130,3 +135,21 @@ def test_a_corpus_from_and_to_google_storage_is_that_of_a_disk(bucket: str, tmp_
     Storage.of(edited).write_atomically(edited, lambda file: file.write(bytes([data[0] ^ 1]) + data[1:]))
     with pytest.raises(StaleOutputError, match=r"contents of gs://corpora/in/books/00.txt than when the corpus was"):
         tokenizing.finished(remote, tokenizing.resolve(remote))
+
+
+def test_checkpoints_are_written_listed_set_aside_and_pruned(bucket: str) -> None:
+    run, weights = f"{bucket}/run", {"w": torch.arange(6.0).view(2, 3)}
+    assert checkpoint.list_paths(run) == []
+    assert sealed_json.read(f"{run}/begun.json") is None
+    for step in range(1, 6):
+        checkpoint.write(run, Description(step, step, ModelShape(1, 1, 4, 4, 8)), weights, weights)
+    storage = Storage.of(run)
+    storage.remove(f"{run}/checkpoints/step-00000005/optimizer.safetensors")
+    with pytest.warns(DamagedCheckpointWarning, match="step-00000005"):
+        newest = checkpoint.load(run)
+    assert newest.step == 4
+    assert torch.equal(newest.load_optimizer()["w"], weights["w"])
+    checkpoint.set_aside_after(run, 4)
+    checkpoint.prune(run, keep=2, best_by=None)
+    folders = {name.split("/")[1] for name, _ in storage.list_files(run)}
+    assert folders == {"step-00000003", "step-00000004", "damaged-step-00000005"}
