@@ -89,8 +89,8 @@ class GenerateSettings(Settings):
     HERD_API_KEY; null starts replicas for this job."""
     format: Literal["jsonl", "arrow"] = "jsonl"
     """File format of the rows."""
-    prompts_per_shard: Count = 256
-    """Prompts of one planned shard."""
+    prompts_per_shard: Count = 32
+    """Prompts of one planned shard, a file of the dataset: what progress moves by, and what a killed actor does again."""
     sampling: SamplingSettings = SamplingSettings()
     engine: EngineSettings = EngineSettings()
     pool: PoolSettings = PoolSettings(cpus_per_actor=0.1, max_actors=2)
