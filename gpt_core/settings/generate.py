@@ -90,7 +90,7 @@ class GenerateSettings(Settings):
     format: Literal["jsonl", "arrow"] = "jsonl"
     """File format of the rows."""
     prompts_per_shard: Count = 32
-    """Prompts of one planned shard, a file of the dataset: what progress moves by, and what a killed actor does again."""
+    """Prompts of one planned shard, a file of the dataset: progress moves by it, and a killed actor does one again."""
     sampling: SamplingSettings = SamplingSettings()
     engine: EngineSettings = EngineSettings()
     pool: PoolSettings = PoolSettings(cpus_per_actor=0.1, max_actors=2)
