@@ -23,6 +23,7 @@ from cluster.session import Cluster
 from gpt_core.corpus import manifest
 from gpt_core.corpus.manifest import Manifest
 from gpt_core.errors import ResourceError, StaleOutputError
+from gpt_core.finetuning.supervised_corpus import open_corpus
 from gpt_core.model.presets import ModelShape
 from gpt_core.settings import FinetuneSettings, PretrainSettings, TrainSettings
 from gpt_core.sole_writer import sole_writer
@@ -31,7 +32,7 @@ from gpt_core.training import begun, checkpoint
 from gpt_core.training.checkpoint import Description
 from gpt_core.training.observer import Silence
 from gpt_core.training.schedule import Recipe
-from gpt_core.training.training_plan import TrainingPlan, allowed_ranks, check_vocabulary
+from gpt_core.training.training_plan import TrainingPlan, allowed_ranks, check_vocabulary, told_schedule
 
 if TYPE_CHECKING:
     from cluster.recording.training_gauges import TrainingGauges
@@ -75,6 +76,7 @@ def resolve(settings: PretrainSettings) -> Inputs:
     shape = settings.model.shape(corpus.tokenizer.vocabulary_size)
     check_vocabulary(shape, corpus.tokenizer.name, corpus.tokenizer.vocabulary_size)
     plan = plan_of(settings, settings.corpus, shape)
+    open_corpus(plan.corpus).order(plan.seed, plan.window_tokens, plan.batch_sequences, None, plan.block_windows)
     check_records(plan)
     check_begun("pretrain", plan, corpus.root_digest)
     return Inputs(plan, corpus)
@@ -180,8 +182,10 @@ def fit(title: str, train: TrainSettings, inputs: Inputs, cluster: Cluster, run:
     uses_gpus = train.device == "gpu" or (train.device == "auto" and cluster.num_gpus >= train.fewest_workers)
     plan = replace(inputs.plan, device="gpu" if uses_gpus else "cpu")
     counts = allowed_ranks(plan, train.fewest_workers, train.most_workers)
+    if cluster.address is None and plan.precision == "bf16":
+        _check_precision(plan)
     folder = plan.folder
-    if told := begun.told_rounding(plan):
+    for told in filter(None, (begun.told_rounding(plan), told_schedule(plan))):
         say(f"{title}: {told}")
     run.log_dataset(
         "corpus/train", inputs.corpus.root_digest, plan.corpus, context="training",
@@ -193,6 +197,15 @@ def fit(title: str, train: TrainSettings, inputs: Inputs, cluster: Cluster, run:
             take_up_journal(folder / METRICS, plan.output)
         followed = _Followed(folder / METRICS, shown)
         Fitting(title, plan, _work, counts, train.max_failures, followed.show).run()
+
+
+def _check_precision(plan: TrainingPlan) -> None:
+    """Refuse bf16 where this machine, which is all of the cluster, cannot compute in it."""
+    import torch  # here, for it takes two seconds
+
+    from gpt_core.model.precision import choose_dtype
+
+    choose_dtype(plan.precision, torch.device("cuda" if plan.device == "gpu" else "cpu"))
 
 
 def _work(config: dict[str, Any]) -> None:

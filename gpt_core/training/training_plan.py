@@ -211,6 +211,17 @@ def allowed_ranks(plan: TrainingPlan, fewest: int, most: int) -> list[int]:
     return allowed
 
 
+def told_schedule(plan: TrainingPlan) -> str | None:
+    """Return a sentence about a warm-up that the run does not outlast; None where it does."""
+    tokens, warmup_tokens = plan.tokens_after(plan.num_steps), plan.recipe.warmup_tokens
+    if warmup_tokens <= tokens:
+        return None
+    return (
+        f"recipe.warmup_tokens {warmup_tokens:,} is more than the run's {tokens:,} tokens: the learning rate comes to "
+        f"{tokens / warmup_tokens:.0%} of its peak only"
+    )
+
+
 def check_vocabulary(shape: ModelShape, tokenizer_name: str, vocabulary_size: int) -> None:
     """Refuse a model whose vocabulary is not the corpus's.
 

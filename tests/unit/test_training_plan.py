@@ -16,6 +16,7 @@ from gpt_core.training.training_plan import (
     check_ranks,
     check_resume,
     check_vocabulary,
+    told_schedule,
 )
 
 PLAN = TrainingPlan(
@@ -39,6 +40,14 @@ def test_tokens_are_counted_with_and_without_a_ramp():
     ramped = replace(PLAN, ramp_start_sequences=8, ramp_tokens=1000)
     # 8, 8, ... while the line 8 + 24 t / 1000 is below 16, that is up to t = 333; then 16, then 32.
     assert [ramped.tokens_after(n) for n in range(8)] == [0, 128, 256, 384, 640, 896, 1152, 1664]
+
+
+def test_a_warm_up_that_the_run_does_not_outlast_is_told():
+    """Ten steps of 32 x 16 tokens."""
+    assert told_schedule(replace(PLAN, recipe=Recipe(warmup_tokens=5120))) is None
+    said = told_schedule(replace(PLAN, recipe=Recipe(warmup_tokens=10240)))
+    assert said is not None
+    assert "10,240 is more than the run's 5,120 tokens: the learning rate comes to 50% of its peak only" in said
 
 
 def test_a_context_longer_than_the_models_positions_is_refused():

@@ -1,0 +1,39 @@
+"""Promises of cluster.training that need no Ray: what is refused before cluster time is spent."""
+
+import pytest
+
+from cluster import training
+from cluster.session import Cluster
+from gpt_core.errors import CorpusError, ResourceError
+from gpt_core.model import precision
+from gpt_core.settings import PretrainSettings
+from tests.unit import tiny_corpus
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    tiny_corpus.build(folder)
+    return folder
+
+
+def settings_for(corpus, output, **train):
+    model = {"n_layer": 1, "n_head": 1, "n_embd": 8, "num_positions": 8}
+    train = {"batch_sequences": 4, "device": "cpu", **train}
+    return PretrainSettings.model_validate(
+        {"corpus": str(corpus), "output": str(output), "model": model, "train": train}, strict=False
+    )
+
+
+def test_a_corpus_smaller_than_a_batch_is_refused(corpus, tmp_path):
+    assert training.resolve(settings_for(corpus, tmp_path)).plan.batch_sequences == 4
+    with pytest.raises(CorpusError):
+        training.resolve(settings_for(corpus, tmp_path, batch_sequences=1 << 16))
+
+
+def test_bf16_on_a_machine_of_its_own_without_instructions_for_it_is_refused(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "_cpu_has", lambda question: False)
+    settings = settings_for(corpus, tmp_path, precision="bf16")
+    inputs, here = training.resolve(settings), Cluster(None, num_cpus=1, num_gpus=0)
+    with pytest.raises(ResourceError, match="bf16 on a cpu without bf16 instructions"):
+        training.fit("pretrain", settings.train, inputs, here, None)  # pyright: ignore[reportArgumentType]
