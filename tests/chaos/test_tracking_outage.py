@@ -5,23 +5,20 @@ import math
 import os
 import random
 import signal
-import socket
-import socketserver
 import sqlite3
 import subprocess
 import sys
 import textwrap
-import threading
 import time
-import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cluster.tracking import TrackingOptions, open_run, replay
+from tests.chaos.mlflow_server import Proxy, free_port, mlflow_server
 
 ROOT = Path(__file__).parents[2]
+FINAL_STATUS_SECONDS = 30.0  # promised, from the end of the work on
 
 
 def rows(database, query):
@@ -97,98 +94,12 @@ def _environment():
     return {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
 
 
-class Proxy(socketserver.ThreadingTCPServer):
-    """Stands in front of a server and, by `mood`, passes on, delays, drops, answers 503 or swallows the answer."""
-
-    daemon_threads = True
-    allow_reuse_address = True
-
-    def __init__(self, server_port):
-        self.server_port = server_port
-        self.mood: Callable[[], str] = lambda: "pass"
-        self.delay_seconds = 0.0
-        super().__init__(("127.0.0.1", 0), _Pass)
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    @property
-    def uri(self):
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def handle_error(self, request, client_address):
-        """Broken connections are what this is for."""
-
-
-class _Pass(socketserver.StreamRequestHandler):
-    """One request a connection: the answer is asked to close it, so that every call meets the mood anew."""
-
-    @property
-    def proxy(self):
-        assert isinstance(self.server, Proxy)
-        return self.server
-
-    def handle(self):
-        request = self._request()
-        if not request:
-            return
-        mood = self.proxy.mood()
-        time.sleep(self.proxy.delay_seconds)
-        if mood == "drop":
-            return
-        if mood == "error":
-            self.wfile.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-            return
-        answer = self._answer(request)
-        if mood != "swallow":  # the store has acted, the caller never learns it
-            self.wfile.write(answer)
-
-    def _request(self):
-        head, num_bytes = b"", 0
-        while line := self.rfile.readline():
-            name, _, value = line.partition(b":")
-            if name.lower() == b"content-length":
-                num_bytes = int(value)
-            if line == b"\r\n":
-                return head + b"Connection: close\r\n\r\n" + self.rfile.read(num_bytes)
-            if name.lower() != b"connection":
-                head += line
-        return b""
-
-    def _answer(self, request):
-        answer = b""
-        with socket.create_connection(("127.0.0.1", self.proxy.server_port)) as upstream:
-            upstream.sendall(request)
-            while data := upstream.recv(65536):
-                answer += data
-        return answer
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """Port and folder of an mlflow server on loopback; it ends with all its processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = tmp_path_factory.mktemp("server")
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "art")]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=folder)
-    try:
-        _wait_for(f"http://127.0.0.1:{port}/health", process)
+    """Port and folder of an mlflow server on loopback."""
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    with mlflow_server(folder, port):
         yield port, folder
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _wait_for(url, process):
-    for _ in range(600):
-        assert process.poll() is None, "the server ended"
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
-            return
-        time.sleep(0.2)
-    raise AssertionError(f"no answer from {url}")
 
 
 @pytest.fixture
@@ -198,10 +109,10 @@ def proxy(server):
     made.shutdown()
 
 
-def _train(folder, proxy, experiment, disturb):
-    """Run a small job of 600 steps behind the proxy; `disturb` is told each step, and None before the end."""
+def _train(folder, uri, experiment, disturb, **options):
+    """Run a small job of 600 steps; `disturb` is told each step, and None before the end; return the end's seconds."""
     (folder / f"{experiment}.txt").write_text("x")
-    options = TrackingOptions(proxy.uri, experiment, system_seconds=None, closing_seconds=60.0)
+    options = TrackingOptions(uri, experiment, system_seconds=None, **{"closing_seconds": 60.0, **options})
     with open_run(options, name="a", kind="pipeline", output=folder / "output") as run, run.child("pretrain") as child:
         child.log_settings({"max_steps": 600})
         for step in range(1, 601):
@@ -213,6 +124,8 @@ def _train(folder, proxy, experiment, disturb):
         child.log_artifact(folder / f"{experiment}.txt")
         child.log_model(f"step-600-{experiment}", step=600, metrics={"loss": 1 / 600})
         disturb(None)
+        ended = time.monotonic()
+    return time.monotonic() - ended
 
 
 def _assert_whole(folder, experiment):
@@ -231,7 +144,7 @@ def test_server_that_drops_errs_and_swallows_answers_ends_with_every_row_once(tm
     chance = random.Random(0)
     proxy.mood = lambda: chance.choices(["pass", "drop", "error", "swallow"], [6, 1, 1, 2])[0]
     proxy.delay_seconds = 0.05
-    _train(tmp_path, proxy, "unreliable", lambda step: None)
+    _train(tmp_path, proxy.uri, "unreliable", lambda step: None)
     _assert_whole(server[1], "unreliable")
 
 
@@ -250,7 +163,7 @@ def test_outage_in_the_middle_is_made_up_for_when_the_server_is_back(tmp_path, s
                 told += capsys.readouterr().err
             proxy.mood = lambda: "pass"
 
-    _train(tmp_path, proxy, "outage", disturb)
+    assert _train(tmp_path, proxy.uri, "outage", disturb) < FINAL_STATUS_SECONDS
     _assert_whole(server[1], "outage")
     told += capsys.readouterr().err
     assert told.count("does not answer") == 1
@@ -259,9 +172,44 @@ def test_outage_in_the_middle_is_made_up_for_when_the_server_is_back(tmp_path, s
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_server_killed_in_the_middle_and_started_again_has_every_row_once(tmp_path, capsys):
+    port, told = free_port(), ""
+    with contextlib.ExitStack() as servers:
+        servers.enter_context(mlflow_server(tmp_path, port))
+
+        def disturb(step):
+            nonlocal told
+            if step == 200:
+                servers.close()  # SIGKILL: from now on connections are refused
+            if step is None:
+                while "does not answer" not in told:
+                    time.sleep(0.1)
+                    told += capsys.readouterr().err
+                servers.enter_context(mlflow_server(tmp_path, port))
+
+        seconds = _train(tmp_path, f"http://127.0.0.1:{port}", "killed", disturb)
+    _assert_whole(tmp_path, "killed")
+    assert seconds < FINAL_STATUS_SECONDS
+    assert told.count("does not answer") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_server_of_two_seconds_a_call_has_the_final_statuses_in_time_and_later_the_rest(tmp_path, server, proxy):
+    proxy.delay_seconds = 2.0
+    seconds = _train(tmp_path, proxy.uri, "slow", lambda step: None, closing_seconds=TrackingOptions().closing_seconds)
+    assert seconds < FINAL_STATUS_SECONDS
+    assert run_states(server[1] / "mlflow.db", "slow") == [("FINISHED", 2)]
+    proxy.delay_seconds = 0.0
+    replay(TrackingOptions(proxy.uri, "slow"), tmp_path / "output", seconds=100.0)
+    _assert_whole(server[1], "slow")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_server_away_at_the_end_gets_the_rest_from_a_later_replay(tmp_path, server, proxy):
     output, database = tmp_path / "output", server[1] / "mlflow.db"
-    options = TrackingOptions(proxy.uri, "away", system_seconds=None, closing_seconds=1.0)
+    options = TrackingOptions(proxy.uri, "away", system_seconds=None)
     with open_run(options, name="a", kind="pretrain", output=output) as run:
         run.log_metrics({"loss": 1.0}, step=1)
         while run.run_id is None:
@@ -269,6 +217,8 @@ def test_server_away_at_the_end_gets_the_rest_from_a_later_replay(tmp_path, serv
         proxy.mood = lambda: "swallow"
         for step in range(2, 100):
             run.log_metrics({"loss": 1.0}, step=step)
+        ended = time.monotonic()
+    assert time.monotonic() - ended < FINAL_STATUS_SECONDS  # the job waits no longer for who does not answer
     proxy.mood = lambda: "pass"
     assert replay(options, output, seconds=60.0)
     assert metric_rows(database, "away") == [(step, 1) for step in range(1, 100)]
