@@ -203,11 +203,7 @@ class Run:
         return Votes(self.observer.should_stop(), save)
 
     def _failure(self, step: int, tokens_before: int, found: str, expected: str) -> RunFailedError:
-        rows = self.windows.rows(tokens_before)
-        bad = [index for index, loss in enumerate(self.learner.micro_losses) if not math.isfinite(loss)]
-        if bad:
-            size = self.plan.micro_batch_sequences
-            rows = rows[bad[0] * size : (bad[0] + 1) * size]
+        rows = self._suspect_rows(tokens_before)
         self.writer.wait()
         newest = self._newest_path()
         return RunFailedError(
@@ -217,6 +213,18 @@ class Run:
             f"the last good checkpoint is {newest or 'none'}; lower the learning rate, or look at the rows "
             "with `herd trace`",
         )
+
+    def _suspect_rows(self, tokens_before: int) -> np.ndarray:
+        """Return the rows of the first micro-batch with a loss that is no number, on whatever rank; else the step's.
+
+        Every rank comes here in the same step, for all have the same report of it.
+        """
+        micro_batches = self.windows.step_rows(tokens_before).reshape(-1, self.plan.micro_batch_sequences)
+        is_bad = np.zeros(len(micro_batches))
+        mine = np.array_split(is_bad, self.ranks.num_ranks)[self.ranks.rank]  # a view
+        mine[:] = ~np.isfinite(self.learner.micro_losses)
+        bad = np.flatnonzero(add_over_ranks(is_bad, self.ranks, self.device))
+        return micro_batches[bad[0]] if len(bad) else micro_batches.ravel()
 
     def _is_due(self, every_steps: int | None) -> bool:
         step = self.learner.step

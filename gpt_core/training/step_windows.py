@@ -39,12 +39,14 @@ class StepWindows:
         """Return the tokens of the step after ``tokens``, over all ranks."""
         return self._plan.ramp.micro_batches_at(tokens) * self._plan.micro_batch_tokens
 
+    def step_rows(self, tokens: int) -> np.ndarray:
+        """Return the rows of the step after ``tokens``, over all ranks."""
+        start = tokens // self._plan.window_tokens
+        return np.arange(start, start + self.step_tokens(tokens) // self._plan.window_tokens)
+
     def rows(self, tokens: int) -> np.ndarray:
         """Return this rank's rows of the step after ``tokens``."""
-        num_rows = self.step_tokens(tokens) // self._plan.window_tokens
-        share = num_rows // self._ranks.num_ranks
-        start = tokens // self._plan.window_tokens + self._ranks.rank * share
-        return np.arange(start, start + share)
+        return np.split(self.step_rows(tokens), self._ranks.num_ranks)[self._ranks.rank]
 
     def micro_batches(self, tokens: int) -> np.ndarray:
         """Return this rank's windows of the step after ``tokens``, int64 [micro-batches, sequences, T + 1]."""

@@ -10,11 +10,11 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from gpt_core.errors import CheckpointError, ResourceError, RunFailedError, SettingsError
+from gpt_core.errors import CheckpointError, ResourceError, SettingsError
 from gpt_core.model.precision import can_compute_bf16
 from gpt_core.model.presets import ModelShape
 from gpt_core.sole_writer import sole_writer
-from gpt_core.training import checkpoint, step_metrics
+from gpt_core.training import checkpoint
 from gpt_core.training import loop as training
 from gpt_core.training.learner import Learner
 from gpt_core.training.loop import train
@@ -274,22 +274,6 @@ def test_what_a_kill_left_half_written_is_gone_once_the_run_goes_on(plan):
     assert half.exists()  # a replay writes nothing
     run.resume()
     assert not half.exists()
-
-
-def test_a_loss_that_leaps_stops_the_run_with_step_rows_and_last_checkpoint(plan, monkeypatch):
-    monkeypatch.setattr(step_metrics, "STEPS_BEFORE_SPIKES", 3)
-    calm = replace(plan, checkpoint_every_steps=1)
-    with pytest.raises(RunFailedError, match=r"step 4, rows 24 to 31.*smoothed loss.*step-00000003"):
-        train(replace(calm, max_loss_rise=-99.0))
-
-
-def test_a_loss_that_is_no_number_names_the_rows(plan):
-    run = training.Run(replace(plan, precision="fp32"), Ranks(), Silence())
-    run.resume()
-    assert isinstance(run.learner, Learner)
-    run.learner.weights()["ln_f.bias"].fill_(float("nan"))
-    with pytest.raises(RunFailedError, match="step 1, rows 0 to 1: found loss nan"), run.batches(1) as batches:
-        run.take_step(batches.take()[0])
 
 
 def test_a_vocabulary_that_is_not_the_corpuss_is_refused(plan):
