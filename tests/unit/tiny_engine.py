@@ -25,7 +25,8 @@ def make_weights(shape=SHAPE):
 
 
 def make_engine(shape=SHAPE, **options):
-    return Engine(make_weights(shape), shape, TOKENIZER, EngineOptions(**options))
+    """An engine in fp32 unless another precision is asked for: what "auto" takes differs between machines."""
+    return Engine(make_weights(shape), shape, TOKENIZER, EngineOptions(**{"precision": "fp32", **options}))
 
 
 @functools.cache
