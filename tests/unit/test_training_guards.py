@@ -1,4 +1,4 @@
-"""Promises of the guards of gpt_core.training.loop: a loss that is no number or leaps ends the run and names the rows."""
+"""Promises of the guards of training.loop: a loss that is no number or leaps ends the run and names the rows."""
 
 from dataclasses import replace
 
