@@ -58,7 +58,7 @@ def main() -> None:
     # What Ray's workers are started with, for the bare processes, too.
     os.environ |= {"GLIBC_TUNABLES": GLIBC_TUNABLES, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(prefix="herd-overhead-") as folder:
-        corpus = write_corpus(_text(Path(folder)), Path(folder) / "corpus")
+        corpus = write_corpus(write_text(Path(folder)), Path(folder) / "corpus")
         for name in arguments.model:
             shape, sequences = MODELS[name]
             plan = TrainingPlan(
@@ -87,7 +87,7 @@ def compare(plan: TrainingPlan, num_ranks: int, rounds: int) -> dict[str, list[M
     return found
 
 
-class _Timer(Silence):
+class Timer(Silence):
     """Keeps when each step ended and what it waited for data."""
 
     def __init__(self) -> None:
@@ -99,9 +99,9 @@ class _Timer(Silence):
 
 
 def _train_and_time(ranks: Ranks, plan: TrainingPlan) -> Measured:
-    timer = _Timer()
+    timer = Timer()
     train(plan, ranks, timer)
-    return _measured(plan, timer.steps)
+    return measured(plan, timer.steps)
 
 
 def _run_bare(plan: TrainingPlan, num_ranks: int) -> Measured:
@@ -119,10 +119,10 @@ def _run_on_ray(plan: TrainingPlan, num_ranks: int) -> Measured:
             show=lambda: False,
         ).run()
     records = [record for record in read_all(Path(plan.output) / training.METRICS) if record["do"] == "metrics"]
-    return _measured(plan, [(record["time"] / 1e3, record["metrics"]) for record in records])
+    return measured(plan, [(record["time"] / 1e3, record["metrics"]) for record in records])
 
 
-def _measured(plan: TrainingPlan, steps: list[tuple[float, dict[str, Any]]]) -> Measured:
+def measured(plan: TrainingPlan, steps: list[tuple[float, dict[str, Any]]]) -> Measured:
     """Return the rate over all steps but the first tenth, and what share of them was waited for data."""
     later = steps[len(steps) // 10 :]
     seconds = later[-1][0] - later[0][0]
@@ -131,7 +131,7 @@ def _measured(plan: TrainingPlan, steps: list[tuple[float, dict[str, Any]]]) -> 
     return Measured(tokens / seconds, statistics.mean(waits))
 
 
-def _text(folder: Path) -> Path:
+def write_text(folder: Path) -> Path:
     """Write some megabytes of the standard library's sources into one file."""
     path, written = folder / "text.txt", 0
     with path.open("w", encoding="utf-8") as file:

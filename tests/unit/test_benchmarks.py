@@ -96,6 +96,6 @@ def test_the_rate_under_ray_counts_all_time_between_steps_but_not_the_start():
     plan = TrainingPlan("corpus", "run", ModelShape(1, 1, 8, 8, 16), 20, 8, 4, 2)
     # The first step ends after 100 s, each later one 0.5 s after its predecessor.
     steps = [(100.0 + 0.5 * step, {"data_wait_share": 0.9 if step < 2 else 0.004}) for step in range(20)]
-    found = ray_overhead._measured(plan, steps)
+    found = ray_overhead.measured(plan, steps)
     assert found.tokens_per_second == pytest.approx(4 * 8 / 0.5)
     assert found.data_wait_share == pytest.approx(0.004)
