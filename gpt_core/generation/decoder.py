@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt_core.generation.decode_attention import Attention, AttentionKind, attention_of
-from gpt_core.generation.kv_cache import GROWTH_POSITIONS, CacheBlock, KVCache, round_up
+from gpt_core.generation.kv_cache import CacheBlock, KVCache, round_up
 from gpt_core.generation.linear_kernels import Kernel, Linear, make_linear
 from gpt_core.generation.sampling import VOCABULARY_STEP
 from gpt_core.model.gpt import LAYER_NORM_EPSILON
@@ -128,22 +128,21 @@ class Decoder:
         """Store one token's keys and values in each slot of ``slots`` and return fp32 logits_RV.
 
         Logits of ids past the vocabulary are -inf. Each block of the cache attends to the least multiple
-        of ``key_step`` that exceeds its positions, GROWTH_POSITIONS at least: one of KEY_STEPS, or the cache's length.
-        It changes no bit of a row.
+        of ``key_step`` (one of KEY_STEPS, or the cache's length) that exceeds its positions, or by products
+        to all that it has memory for. It changes no bit of a row.
         """
         num_keys = self.reserve(cache, positions_R, slots, key_step)
         return self.decode_rows(cache, tokens_R.to(self.device), positions_R.to(self.device), slots, num_keys)
 
     def reserve(self, cache: KVCache, positions_R: Tensor, slots: range, key_step: int) -> tuple[int, ...]:
         """Make room for a step and return the number of keys of each block it touches; positions on the CPU."""
-        touched = list(_touched(cache, slots))
-        # At least what the cache holds from the start: tiny products take another way through the libraries.
-        counts = tuple(
-            max(GROWTH_POSITIONS, round_up(int(positions_R[rows].max()) + 1, key_step)) for _, rows, _ in touched
-        )
-        for (block, _, _), num_keys in zip(touched, counts, strict=True):
+        counts = []
+        for block, rows, _ in _touched(cache, slots):
+            num_keys = round_up(int(positions_R[rows].max()) + 1, key_step)
             block.reserve(num_keys)
-        return counts
+            # Products of a part of the block would first copy it.
+            counts.append(block.num_positions if self.attention == "products" else num_keys)
+        return tuple(counts)
 
     @torch.inference_mode()
     def decode_rows(

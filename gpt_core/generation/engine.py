@@ -228,6 +228,7 @@ class Engine:
             sequence.slot = self._slots.index(None)
             self._slots[sequence.slot] = sequence
             self._admitted.append(sequence)
+            self._cache.block_of(sequence.slot)[0].reserve(round_up(sequence.num_to_prefill, CHUNK_TOKENS))
 
     def _prefill(self) -> None:
         chunks: list[tuple[Sequence, Chunk]] = []
@@ -328,6 +329,9 @@ class Engine:
         assert sequence.slot is not None
         self._slots[sequence.slot] = None
         self._admitted.remove(sequence)
+        if self._decoder.attention == "products":  # which pays for all memory that a block has
+            block, _ = self._cache.block_of(sequence.slot)
+            block.trim(max((other.num_needed for other in self._admitted if other.slot in block.slots), default=0))
         return sequence.slot
 
 

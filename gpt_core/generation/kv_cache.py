@@ -20,7 +20,7 @@ BLOCK_SLOTS = 16
 
 
 class CacheBlock:
-    """Two tensors [S, H, L, D] a layer. L grows as sequences do, so short ones never pay for the whole window.
+    """Two tensors [S, H, L, D] a layer. L follows the sequences, so short ones never pay for the whole window.
 
     Args:
         shape: The model's sizes.
@@ -51,16 +51,25 @@ class CacheBlock:
 
     @torch.inference_mode()
     def reserve(self, num_positions: int) -> None:
-        """Make room for ``num_positions``, keeping what is stored; at least doubles, up to the limit."""
-        if num_positions <= self.num_positions:
-            return
-        assert num_positions <= self._max_positions
-        grown = max(round_up(num_positions, GROWTH_POSITIONS), min(2 * self.num_positions, self._max_positions))
+        """Make room for ``num_positions``, keeping what is stored."""
+        if num_positions > self.num_positions:
+            assert num_positions <= self._max_positions
+            self._resize(round_up(num_positions, GROWTH_POSITIONS))
+
+    @torch.inference_mode()
+    def trim(self, num_positions: int) -> None:
+        """Give memory back where no more than half of it is for the first ``num_positions``, which are kept."""
+        kept = max(round_up(num_positions, GROWTH_POSITIONS), GROWTH_POSITIONS)
+        if 2 * kept <= self.num_positions:
+            self._resize(kept)
+
+    def _resize(self, num_positions: int) -> None:
         for tensors in (self.keys, self.values):
             for index, old_SHLD in enumerate(tensors):
                 num_slots, num_heads, num_old, head_width = old_SHLD.shape
-                new_SHLD = old_SHLD.new_zeros(num_slots, num_heads, grown, head_width)
-                new_SHLD[:, :, :num_old] = old_SHLD
+                new_SHLD = old_SHLD.new_zeros(num_slots, num_heads, num_positions, head_width)
+                num_kept = min(num_old, num_positions)
+                new_SHLD[:, :, :num_kept] = old_SHLD[:, :, :num_kept]
                 tensors[index] = new_SHLD
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gpt_core.generation.decoder import CHUNK_TOKENS, Chunk
+from gpt_core.generation.kv_cache import round_up
 from gpt_core.generation.request import Completion, FinishReason, GenerationRequest, TokenEvent, TokenLogprob
 from gpt_core.generation.sampling import DrawPlan, plan_draws
 from gpt_core.generation.stop_strings import TextStream
@@ -54,6 +55,11 @@ class Sequence:
     def is_prefilled(self) -> bool:
         """Whether the next step can draw a token."""
         return self.num_stored >= self.num_to_prefill
+
+    @property
+    def num_needed(self) -> int:
+        """Positions the cache must hold for the next step, and for the whole prompt while that is being stored."""
+        return max(self.position + 1, round_up(self.num_to_prefill, CHUNK_TOKENS))
 
     @property
     def ends_after_prompt(self) -> bool:

@@ -46,13 +46,19 @@ def test_growing_keeps_what_is_stored_and_adds_zeros():
         assert not tensor[:, :, 64:].any()
 
 
-def test_growing_doubles_up_to_the_limit():
+def test_a_block_grows_by_whole_steps_and_gives_back_what_is_more_than_half_unused():
     block = make_block()
     sizes = []
     for wanted in (64, 65, 129, 257, 320):
         block.reserve(wanted)
         sizes.append(block.num_positions)
-    assert sizes == [64, 128, 256, 320, 320]
+    assert sizes == [64, 128, 192, 320, 320]
+    before = fill(block)
+    for needed, size in ((161, 320), (160, 320), (128, 128), (0, 64)):
+        block.trim(needed)
+        assert block.num_positions == size
+    for tensor, old in zip(tensors_of(block), before, strict=True):
+        assert torch.equal(tensor, old[:, :, :64])
 
 
 def test_blocks_hold_every_slot_once_and_grow_each_by_itself():
