@@ -60,7 +60,7 @@ def expected_texts(**sampling):
         GenerationRequest(str(place), tuple(TOKENIZER.encode(prompt).tolist()), Sampling(**sampling), key=str(place))
         for place, prompt in enumerate(PROMPTS)
     ]
-    return [completion.text for completion in make_engine(slots=8).run(requests)]
+    return [completion.text for completion in make_engine(slots=8, precision="auto").run(requests)]
 
 
 def test_each_job_makes_one_version_and_an_alias_points_to_the_newest_of_its_name(client):
