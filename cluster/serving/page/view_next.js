@@ -72,8 +72,9 @@ function fillRow(row, candidate, probability, { widest, follows }) {
   row.item.classList.toggle("out", probability === 0);
   row.item.classList.toggle("follows", follows !== undefined && follows.id === candidate.id);
   const own = `the model gives it ${percent(candidate.probability)}`;
-  row.button.title = follows?.id === candidate.id ? `${own}; this is what follows in the text` : own;
-  row.button.setAttribute("aria-label", `Append ${tokenName(candidate)}: drawn with ${percent(probability)}; ${own}`);
+  const told = follows?.id === candidate.id ? `${own}; this is what follows in the text` : own;
+  row.button.title = told;
+  row.button.setAttribute("aria-label", `Append ${tokenName(candidate)}: drawn with ${percent(probability)}; ${told}`);
 }
 
 function append(index) {

@@ -59,7 +59,7 @@ function vector(name, values) {
   const first = values.slice(0, NUM_NUMBERS).map(shown).join("  ") + (values.length > NUM_NUMBERS ? "  …" : "");
   const numbers = el("p", { class: "numbers" }, first);
   const canvas = el("canvas", { class: "vector", role: "slider", tabindex: 0, "aria-label": name, "aria-valuemin": 0,
-    "aria-valuemax": values.length - 1, "data-keep": name });
+    "aria-valuemax": values.length - 1, "aria-valuenow": 0, "data-keep": name });
   let at = 0;
   const say = (index) => {
     at = Math.min(values.length - 1, Math.max(0, index));
