@@ -1,8 +1,8 @@
 """Calls to the replicas of the Generator deployment from another deployment.
 
 A replica that dies under a call is no error here: the call goes to another replica, which computes
-the same tokens, and a stream goes on behind the event it had reached. Leaving a call early
-cancels it in the engine.
+the same tokens, and a stream goes on behind the event it had reached. A call that loses one replica after
+the other is a RunFailedError, as one whose engine failed. Leaving a call early cancels it in the engine.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from gpt_core.errors import RunFailedError
 from gpt_core.generation.request import Completion, GenerationRequest, TokenEvent
 
 _TRIES = 3
@@ -58,9 +59,9 @@ class EngineClient:
                         if unseen := skip.unseen(batch):
                             seen.update((index, event.sample) for index, event in unseen)
                             yield unseen
-            except RayActorError:
+            except RayActorError as error:
                 if last:
-                    raise
+                    raise _lost() from error
             else:
                 return
 
@@ -70,7 +71,10 @@ class EngineClient:
         for _ in range(_TRIES - 1):
             with contextlib.suppress(RayActorError):
                 return await self._handle.complete.remote(_with_new_ids(requests))
-        return await self._handle.complete.remote(_with_new_ids(requests))
+        try:
+            return await self._handle.complete.remote(_with_new_ids(requests))
+        except RayActorError as error:
+            raise _lost() from error
 
     async def _stream_once(self, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Batch, None]:
         sent = _with_new_ids(requests)
@@ -97,6 +101,10 @@ class _Skip:
             else:
                 kept.append((index, event))
         return kept
+
+
+def _lost() -> RunFailedError:
+    return RunFailedError("a call", f"{_TRIES} replicas that died under it", "one that answers", "send it again")
 
 
 def _with_new_ids(requests: Sequence[GenerationRequest]) -> list[GenerationRequest]:
