@@ -6,6 +6,7 @@ is not used: it takes numbers of workers that exact sums cannot (3, 5, ...), and
 steps since the last checkpoint.
 """
 
+import math
 import shutil
 import threading
 import time
@@ -49,6 +50,7 @@ class Fitting:
         counts: Numbers of workers it may run on, rising.
         max_failures: Losses of workers survived in a row without a new checkpoint between them.
         show: Called every half second, to show progress; returns whether there was any.
+        max_seconds: How long to train at most; None = until the plan is over.
     """
 
     title: str
@@ -57,6 +59,7 @@ class Fitting:
     counts: list[int]
     max_failures: int
     show: Callable[[], bool]
+    max_seconds: float | None = None
 
     @property
     def worker(self) -> Worker:
@@ -69,7 +72,7 @@ class Fitting:
         return self.plan.folder
 
     def run(self) -> None:
-        """Train until the plan is over.
+        """Train until the plan is over, or for max_seconds and to a checkpoint.
 
         Raises:
             HerdError: The workers' own, at once; ResourceError where no number of workers fits for
@@ -79,13 +82,14 @@ class Fitting:
         shutil.rmtree(self.folder / _RAY_FOLDER, ignore_errors=True)  # of a driver that was killed
         losses = Losses(self.folder, self.plan.output, self.max_failures, newest_step(self.plan.output))
         group: _Group | None = None
+        deadline = time.monotonic() + (math.inf if self.max_seconds is None else self.max_seconds)
         while True:
             count = self._count_now(group.hoped if group else 0)
             if group and count != group.count:
                 say(f"{self.title}: going on with {count} worker(s) instead of {group.count}")
-            group = _Group(self, count, losses)
+            group = _Group(self, count, losses, deadline)
             error = group.wait()
-            if error is None and _is_over(self.plan):
+            if error is None and (_is_over(self.plan) or time.monotonic() >= deadline):
                 return
             if error is not None:
                 self._report(error, losses)
@@ -132,12 +136,13 @@ class Fitting:
 class _Group:
     """One start of Ray Train, in a thread of its own: it would take over Ctrl-C in the main one."""
 
-    def __init__(self, fitting: Fitting, count: int, losses: Losses) -> None:
+    def __init__(self, fitting: Fitting, count: int, losses: Losses, deadline: float = math.inf) -> None:
         self.count = count
         """Workers of this start."""
         self.hoped = count
         """Workers of the next one, as far as was seen."""
         self._fitting = fitting
+        self._deadline = deadline
         self._stop = fitting.folder / STOP
         self._losses = losses
         (fitting.folder / LOSSES).unlink(missing_ok=True)
@@ -161,6 +166,7 @@ class _Group:
                 self._has_stepped |= self._fitting.show()
                 self._tell_restarts()
                 self._resize_if_better()
+                self._end_in_time()
         except KeyboardInterrupt:
             self._wait_for_checkpoint()
             raise
@@ -207,6 +213,12 @@ class _Group:
             say(f"{self._fitting.title}: a node is leaving; writing a checkpoint and starting again on the others")
             self._stop.touch()
         elif self._more_fit():
+            self._stop.touch()
+
+    def _end_in_time(self) -> None:
+        """Ask the workers to checkpoint and end where time is up."""
+        if time.monotonic() >= self._deadline and not self._stop.exists():
+            say(f"{self._fitting.title}: {self._fitting.max_seconds:g} s are over; a checkpoint is being written")
             self._stop.touch()
 
     def _more_fit(self) -> bool:

@@ -89,7 +89,7 @@ def plan_of(settings: PretrainSettings | FinetuneSettings, corpus: str, shape: M
         SettingsError: If model, context and batch do not fit together.
     """
     train = settings.train
-    return TrainingPlan(
+    plan = TrainingPlan(
         corpus=corpus,
         output=settings.output,
         shape=shape,
@@ -120,6 +120,7 @@ def plan_of(settings: PretrainSettings | FinetuneSettings, corpus: str, shape: M
         work_folder=str(local_folder(settings.output, train.work_folder)) if is_url(settings.output) else None,
         settings=settings.model_dump(mode="json", exclude={"cluster", "tracking"}),
     )
+    return plan if train.num_tokens is None else replace(plan, num_steps=plan.steps_for(train.num_tokens))
 
 
 def check_records(plan: TrainingPlan) -> None:
@@ -196,7 +197,7 @@ def fit(title: str, train: TrainSettings, inputs: Inputs, cluster: Cluster, run:
         if is_url(plan.output):
             take_up_journal(folder / METRICS, plan.output)
         followed = _Followed(folder / METRICS, shown)
-        Fitting(title, plan, _work, counts, train.max_failures, followed.show).run()
+        Fitting(title, plan, _work, counts, train.max_failures, followed.show, train.max_seconds).run()
 
 
 def _check_precision(plan: TrainingPlan) -> None:

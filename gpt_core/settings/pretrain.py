@@ -109,6 +109,10 @@ class TrainSettings(Settings):
 
     num_steps: Count = 1000
     """Optimizer steps."""
+    num_tokens: Count | None = None
+    """Tokens to train on, rounded up to whole steps, in place of num_steps; null is num_steps."""
+    max_seconds: Positive | None = None
+    """Seconds after which a job ends with a checkpoint; the same command then goes on from it. null is no limit."""
     context_tokens: Count | None = None
     """Tokens of a training window; null takes the model's num_positions."""
     batch_sequences: Count = 512
@@ -150,7 +154,8 @@ class TrainSettings(Settings):
     checkpoint_every_seconds: Positive | None = None
     """Seconds after which a checkpoint is written besides; null is none."""
     keep_checkpoints: Count = 2
-    """Newest checkpoints kept; the best by held-out loss is kept besides."""
+    """Newest checkpoints kept; the best by held-out loss, written whenever an evaluation is better than all before, is
+    kept besides."""
     ramp_start_sequences: Count | None = None
     """Sequences of the first steps, doubling up to batch_sequences over ramp_tokens; null is no ramp."""
     ramp_tokens: Index = 0

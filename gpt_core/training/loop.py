@@ -98,7 +98,7 @@ class Run:
         self.learner = _make_learner(self.plan, self.device, dtype, ranks)
         self.held_out = HeldOut(plan, self.corpus.manifest.splits, ranks, self.device)
         self.writer = CheckpointWriter(plan.output, plan.keep_checkpoints, observer.on_checkpoint)
-        self.metrics = StepMetrics(plan, self.device, ranks.num_ranks)
+        self.metrics = StepMetrics(plan, self.device, dtype, ranks.num_ranks)
         self.total_tokens = plan.tokens_after(plan.num_steps)
         self.tokens = 0
         self._is_begun = False

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from gpt_core.model.precision import peak_flops
+from gpt_core.model.product_rate import product_rate
 from gpt_core.training import early_stopping
 from gpt_core.training.observer import Metrics
 from gpt_core.training.step import StepReport
@@ -30,15 +31,16 @@ class StepMetrics:
     Args:
         plan: Model, recipe and limit of a leap.
         device: Whose peak rate and memory are told.
+        dtype: What is computed in.
         num_ranks: Devices that share the work.
     """
 
-    def __init__(self, plan: TrainingPlan, device: torch.device, num_ranks: int) -> None:
+    def __init__(self, plan: TrainingPlan, device: torch.device, dtype: torch.dtype, num_ranks: int) -> None:
         self.last: Metrics = {}
         """Those of the last step, also where that is a checkpoint's."""
         self._plan = plan
         self._device = device
-        self._peak_flops = peak_flops(device)
+        self._mfu_name, self._peak_flops = _peak(plan, device, dtype)
         self._num_ranks = num_ranks
 
     def leap(self, step: int, loss: float) -> str | None:
@@ -62,20 +64,26 @@ class StepMetrics:
         }
         if self._peak_flops is not None:
             flops = pace.tokens_per_second * self._plan.shape.flops_a_token(self._plan.window_tokens)
-            metrics["mfu_palm"] = flops / (self._peak_flops * self._num_ranks)
+            metrics[self._mfu_name] = flops / (self._peak_flops * self._num_ranks)
         metrics["data_wait_share"] = pace.data_wait_share
         self.last = metrics
 
     def take_validation_loss(self, loss: float) -> None:
         """Add what an evaluation found to the metrics of the step."""
         self.last[early_stopping.VALIDATION_LOSS] = loss
-        if self._plan.patience_evaluations is not None:
-            self.last |= early_stopping.after_evaluation(self.last, loss)
+        self.last |= early_stopping.after_evaluation(self.last, loss)
 
     @property
     def are_best(self) -> bool:
-        """Whether the step was evaluated as the best so far, in a run that ends when patience runs out."""
-        return self._plan.patience_evaluations is not None and early_stopping.is_best(self.last)
+        """Whether the step was evaluated as the best so far."""
+        return early_stopping.is_best(self.last)
+
+
+def _peak(plan: TrainingPlan, device: torch.device, dtype: torch.dtype) -> tuple[str, float | None]:
+    """Return what a share of the peak is called, and the peak in FLOP/s: published, or on a CPU measured."""
+    if device.type == "cpu":
+        return "mfu_palm_of_measured_products", product_rate(plan.shape.n_embd, plan.micro_batch_tokens, dtype)
+    return "mfu_palm", peak_flops(device)
 
 
 def _peak_memory_bytes(device: torch.device) -> int:

@@ -69,7 +69,7 @@ class TrainingPlan:
     """Steps between evaluations on the validation split; None = at the end only."""
     evaluate_sequences: int = 64
     patience_evaluations: int | None = None
-    """Evaluations without a better one after which the run ends; the best ones are then checkpoints. None = never."""
+    """Evaluations without a better one after which the run ends; None = never."""
     starting_checkpoint: str | None = None
     """Checkpoint folder whose weights the run begins with; None = those of the seed."""
     starting_digest: str | None = None
@@ -132,6 +132,16 @@ class TrainingPlan:
         for _ in range(num_steps):
             tokens += ramp.micro_batches_at(tokens) * self.micro_batch_tokens
         return tokens
+
+    def steps_for(self, num_tokens: int) -> int:
+        """Return the first steps that come to so many tokens, ramp included."""
+        if self.ramp_start_sequences is None:
+            return -(-num_tokens // (self.batch_sequences * self.window_tokens))
+        tokens, steps, ramp = 0, 0, self.ramp
+        while tokens < num_tokens:
+            tokens += ramp.micro_batches_at(tokens) * self.micro_batch_tokens
+            steps += 1
+        return steps
 
     def is_over(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Return whether a run that came to this step with these metrics has ended."""

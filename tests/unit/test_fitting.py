@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +46,18 @@ def _group(monkeypatch: pytest.MonkeyPatch, output: Path, steps: list[bool]) -> 
     plan: Any = SimpleNamespace(num_threads=1, device="cpu", output=str(output), folder=output)
     job = Fitting("pretrain", plan, lambda config: None, [1, 2], 3, lambda: bool(steps and steps.pop()))
     return fitting._Group(job, 1, Losses(output, str(output), 3, 0)), trainer
+
+
+def test_a_run_whose_time_is_up_ends_with_a_checkpoint_and_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group, trainer = _group(monkeypatch, tmp_path, [True])
+    monkeypatch.setattr(fitting, "newest_step", lambda output: 0)
+    assert not fitting._is_over(group._fitting.plan)
+    replace(group._fitting, counts=[1], max_seconds=0.1).run()
+    assert trainer.finished.is_set()
+    assert not trainer.killed.is_set()
+    assert "0.1 s are over; a checkpoint is being written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -31,6 +31,10 @@ def test_a_corpus_smaller_than_a_batch_is_refused(corpus, tmp_path):
         training.resolve(settings_for(corpus, tmp_path, batch_sequences=1 << 16))
 
 
+def test_a_run_of_so_many_tokens_is_one_of_whole_steps(corpus, tmp_path):
+    assert training.resolve(settings_for(corpus, tmp_path, num_tokens=100)).plan.num_steps == 4  # of 4 x 8 tokens
+
+
 def test_bf16_on_a_machine_of_its_own_without_instructions_for_it_is_refused(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(precision, "_cpu_has", lambda question: False)
     settings = settings_for(corpus, tmp_path, precision="bf16")

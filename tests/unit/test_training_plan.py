@@ -50,6 +50,16 @@ def test_a_warm_up_that_the_run_does_not_outlast_is_told():
     assert "10,240 is more than the run's 5,120 tokens: the learning rate comes to 50% of its peak only" in said
 
 
+@pytest.mark.parametrize("ramp", [{}, {"ramp_start_sequences": 4, "ramp_tokens": 4096}])
+def test_a_run_of_so_many_tokens_ends_with_the_first_step_that_reaches_them(ramp):
+    plan = replace(PLAN, **ramp)
+    for num_steps in (1, 2, 9):
+        tokens = plan.tokens_after(num_steps)
+        assert [plan.steps_for(tokens - 1), plan.steps_for(tokens), plan.steps_for(tokens + 1)] == [
+            num_steps, num_steps, num_steps + 1
+        ]  # fmt: skip
+
+
 def test_a_context_longer_than_the_models_positions_is_refused():
     with pytest.raises(SettingsError, match="17; expected at most the model's num_positions, 16"):
         replace(PLAN, window_tokens=17)
