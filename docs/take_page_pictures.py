@@ -14,7 +14,7 @@ from gpt_core.settings import InspectSettings
 
 FOLDER = Path(__file__).with_name("images")
 _PROMPT = "ROMEO:\nBut soft, what light through yonder window b"
-_WINDOWS = {"attention": "1240,1340", "next": "1240,840"}
+_WINDOWS = {"attention": "1240,1340", "next": "1240,880"}
 
 
 def take(checkpoint: Path, folder: Path) -> None:
