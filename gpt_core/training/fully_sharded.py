@@ -27,7 +27,7 @@ from gpt_core.training.layout import layout_of
 from gpt_core.training.learner import Snapshot
 from gpt_core.training.reduction import Ranks
 from gpt_core.training.schedule import Recipe
-from gpt_core.training.step import NO_VOTES, Compute, StepReport, Votes, checked_report, dropout_key
+from gpt_core.training.step import NO_VOTES, Compute, StepReport, Votes, checked_report, dropout_key, ids_on
 from gpt_core.training.training_plan import check_batch_plan, check_sharding
 
 
@@ -55,7 +55,7 @@ class FullyShardedLearner:
         self.step = 0
         model = GPT(shape, device="meta")
         model.recomputes_blocks = compute.activation_checkpointing
-        self._objective = _Objective(model)
+        self._objective = _Objective(model, compiled=compute.compiled)
         self._names = [span.name for span in layout_of(model).spans]
         _shard(self._objective, compute, ranks)
         self._objective.to_empty(device=compute.device)
@@ -145,7 +145,7 @@ class FullyShardedLearner:
                 torch.manual_seed(dropout_key(self.seed, self.step, index))
             rows = target_rows(windows)
             loss = self._objective(
-                torch.from_numpy(unmasked(windows)).to(self.compute.device, non_blocking=True),
+                ids_on(self.compute.device, windows),
                 None if rows is None else torch.from_numpy(rows).to(self.compute.device),
             )
             loss.backward()
@@ -199,9 +199,10 @@ class FullyShardedLearner:
 class _Objective(nn.Module):
     """A GPT with its loss in one forward pass, while the embedding, which is the head too, is gathered."""
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: GPT, *, compiled: bool) -> None:
         super().__init__()
         self.model = model
+        self.compiled = compiled
 
     def forward(self, windows_BT: Tensor, rows_N: Tensor | None = None) -> Tensor:
         """Return, in training, the mean loss, or the masked one of ``rows_N``; else every token's loss, [B, T]."""
@@ -209,7 +210,7 @@ class _Objective(nn.Module):
         if not self.training:
             return token_losses(hidden_BTC, head, targets_BT)
         if rows_N is None:
-            return next_token_loss(hidden_BTC, head, targets_BT)
+            return next_token_loss(hidden_BTC, head, targets_BT, compiled=self.compiled)
         return masked_next_token_loss(hidden_BTC, head, targets_BT, rows_N)
 
 

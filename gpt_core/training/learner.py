@@ -36,6 +36,7 @@ from gpt_core.training.step import (
     Votes,
     checked_report,
     dropout_key,
+    ids_on,
     make_cuda_deterministic,
 )
 from gpt_core.training.training_plan import check_batch_plan
@@ -134,9 +135,10 @@ class Learner:
         if is_masked(micro_batches):  # then on all ranks: the last token of every window is
             count = tail[_TARGETS].item() / micro_batches[0, :, 1:].size
         norm = clip_(gradient, norms, 1.0 / count, self.recipe.clip_norm)
-        report = checked_report(self.step, torch.stack((tail[_LOSS] / count, norm, tail[_STOP], tail[_SAVE])))
-        self.optimizer.step(gradient, share)
+        numbers = torch.stack((tail[_LOSS] / count, norm, tail[_STOP], tail[_SAVE]))
+        self.optimizer.step(gradient, share, found_inf=(~numbers[:2].isfinite()).any().float())
         self._refresh_computed()
+        report = checked_report(self.step, numbers)  # a GPU is waited for here, with all of the step under way
         self.step += 1
         return report
 
@@ -235,7 +237,7 @@ class Learner:
         """Return one micro-batch's own gradients and, last, its loss."""
         if self.shape.dropout:
             torch.manual_seed(dropout_key(self.seed, self.step, index))
-        ids = torch.from_numpy(unmasked(windows)).to(self.compute.device, non_blocking=True)
+        ids = ids_on(self.compute.device, windows)
         for parameter in self._parameters:
             parameter.grad = None  # adding into what is there would round by it
         loss = self._loss(ids, target_rows(windows))

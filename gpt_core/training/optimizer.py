@@ -37,14 +37,19 @@ class FlatOptimizer:
         self._muon = self._make_muon() if recipe.optimizer == "muon" and self._matrices() else None
 
     @torch.no_grad()
-    def step(self, gradient: Tensor, share: float) -> None:
-        """Update the weights from their gradient; ``share`` is the schedule's share of the peak learning rates."""
+    def step(self, gradient: Tensor, share: float, found_inf: Tensor | None = None) -> None:
+        """Update the weights from their gradient; ``share`` is the schedule's share of the peak learning rates.
+
+        found_inf: a scalar on the device, 1.0 to leave weights and moments as they are. AdamW reads it there, so
+        that nobody waits for it.
+        """
+        self._adamw.found_inf = found_inf  # pyright: ignore[reportAttributeAccessIssue]
         for group in self._adamw.param_groups:
             group["lr"] = self.recipe.learning_rate * share
             for parameter, span in zip(group["params"], group["spans"], strict=True):
                 parameter.grad = gradient[span]
         self._adamw.step()
-        if self._muon is not None:
+        if self._muon is not None and not (found_inf is not None and found_inf.item()):
             self._muon_step(self._muon, gradient, share)
 
     def named_moments(self) -> Iterator[tuple[str, str, Span]]:

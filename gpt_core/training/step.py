@@ -9,9 +9,11 @@ import math
 import os
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from gpt_core.errors import RunFailedError
+from gpt_core.finetuning.masked_windows import unmasked
 from gpt_core.training.training_plan import Reduction, Sharding
 
 
@@ -63,6 +65,12 @@ def checked_report(step: int, numbers: torch.Tensor) -> StepReport:
             "lower the learning rate or look at this step's windows; the weights were not changed",
         )
     return StepReport(loss, grad_norm, round(stop_votes), round(save_votes))
+
+
+def ids_on(device: torch.device, windows: np.ndarray) -> torch.Tensor:
+    """Return the token ids of windows on the device; to a GPU they travel while it computes."""
+    ids = torch.from_numpy(unmasked(windows))
+    return ids.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else ids
 
 
 def dropout_key(seed: int, step: int, micro_batch: int) -> int:

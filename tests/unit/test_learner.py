@@ -1,6 +1,7 @@
 """Promises of gpt_core.training.learner and gpt_core.training.optimizer."""
 
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -142,11 +143,13 @@ def test_a_learner_restored_from_its_state_goes_on_bit_for_bit():
     assert learner.digest() == copy.digest()
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_weights():
-    learner = Learner(STILL, RECIPE, 7).initialise()
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_weights(optimizer):
+    learner = Learner(STILL, replace(RECIPE, optimizer=optimizer), 7).initialise()
+    learner.take_step(micro_batches_of(1, STILL), 1.0)
     learner.weights()["ln_f.weight"][3] = float("nan")
     before = learner.digest()
-    with pytest.raises(RunFailedError, match=r"step 0.*loss nan"):
+    with pytest.raises(RunFailedError, match=r"step 1.*loss nan"):
         learner.take_step(micro_batches_of(0), 1.0)
     assert learner.digest() == before
 
