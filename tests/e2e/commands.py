@@ -24,9 +24,9 @@ class Finished:
 def herd(*words: str, folder: Path, timeout_seconds: float = 240) -> Finished:
     """Run `herd WORDS` in a folder."""
     done = subprocess.run(
-        _command(words),
+        command(words),
         cwd=folder,
-        env=_environment(),
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=timeout_seconds,
@@ -38,9 +38,9 @@ def herd(*words: str, folder: Path, timeout_seconds: float = 240) -> Finished:
 def herd_interrupted(*words: str, folder: Path, at: str, after_seconds: float = 0.0) -> Finished:
     """Run `herd WORDS` and send Ctrl-C, to the whole group as a terminal does, once `at` is printed on stderr."""
     process = subprocess.Popen(
-        _command(words),
+        command(words),
         cwd=folder,
-        env=_environment(),
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -67,10 +67,12 @@ def herd_interrupted(*words: str, folder: Path, at: str, after_seconds: float = 
     return Finished(code, process.stdout.read(), "".join(lines))
 
 
-def _command(words: tuple[str, ...]) -> list[str]:
+def command(words: tuple[str, ...]) -> list[str]:
+    """Return the command line of `herd WORDS`."""
     return [sys.executable, "-m", "jobs", *words]
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Return the environment of a command: nothing of this process's Ray or MLflow."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     return {**kept, "PYTHONPATH": str(ROOT)}
