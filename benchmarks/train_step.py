@@ -1,12 +1,12 @@
 """Tokens a second of our training step beside Hugging Face's GPT2LMHeadModel: one process, interleaved rounds.
 
     python -m benchmarks.train_step [--model tiny quickstart gpt2] [--threads 1 2] [--rounds 10] [--quick]
-                                    [--contestants ours ours-compiled hf hf-bf16 hf-compiled]
+                                    [--precision fp32 bf16] [--contestants ours ours-compiled hf hf-bf16 hf-compiled]
 
 A step is forward, backward, clip at norm 1 and fused AdamW on one micro-batch of random ids (zeros run faster).
 Every round takes each contestant in turn, for 0.3 seconds or a step, whichever is longer. Printed are medians by the
-wall clock and by the processor time of the process over its threads, which a busy machine disturbs less. `ours`
-computes in bf16 where the processor has instructions for it, else in fp32, as training does.
+wall clock and by the processor time of the process over its threads, which a busy machine disturbs less. `ours` takes
+part once for each precision named: in what training takes on this processor (auto), in fp32, in bf16.
 
 The ceiling is what the library's matrix products alone reach at the sizes of the model's linear layers, forward and
 both gradients, in fp32 and in bf16, taken in every round; a contestant's percentage is the time of these products in
@@ -28,6 +28,7 @@ _TUNABLES = (
     "glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
 )
 _ALL = ("ours", "ours-compiled", "hf", "hf-bf16", "hf-compiled")
+_PRECISIONS = ("auto", "fp32", "bf16")
 _TURN_SECONDS = 0.3
 _HEAD_ROWS = 512  # of the head's products, whose logits would not fit whole
 Step = Callable[[], object]
@@ -73,9 +74,10 @@ def main() -> None:
     """Parse the command line and measure every case with every number of threads."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", default=["tiny", "quickstart"], choices=list(CASES))
-    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--quick", action="store_true", help="three rounds, and one sequence a step of gpt2")
+    parser.add_argument("--precision", nargs="+", default=["auto"], choices=_PRECISIONS, help="of ours")
     parser.add_argument("--contestants", nargs="+", default=list(_ALL), choices=_ALL)
     arguments = parser.parse_args()
     if os.environ.get("GLIBC_TUNABLES") != _TUNABLES:
@@ -85,13 +87,21 @@ def main() -> None:
     import torch
 
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
+    contestants = [one for kind in arguments.contestants for one in _in_each_precision(kind, arguments.precision)]
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         for name in arguments.model:
             case = CASES[name]
             if arguments.quick and name == "gpt2":
                 case = replace(case, sequences=1)
-            measure(name, case, arguments.contestants, 3 if arguments.quick else arguments.rounds)
+            measure(name, case, contestants, 3 if arguments.quick else arguments.rounds)
+
+
+def _in_each_precision(kind: str, precisions: list[str]) -> list[str]:
+    """Return the names of a contestant's turns: ours is measured in each precision, auto without a word."""
+    if not kind.startswith("ours"):
+        return [kind]
+    return [kind if precision == "auto" else f"{kind}-{precision}" for precision in precisions]
 
 
 @dataclass(slots=True)
@@ -148,7 +158,7 @@ def measure(name: str, case: Case, contestants: list[str], rounds: int) -> None:
 def _print_contestant(case: Case, kind: str, clocks: dict[str, Clocks], products_seconds: float) -> None:
     seconds, busy = statistics.median(clocks[kind].wall), statistics.median(clocks[kind].processor)
     print(
-        f"  {kind:13} {case.num_tokens / seconds:8,.0f} tokens/s, {seconds * 1e3:7.1f} ms"
+        f"  {kind:18} {case.num_tokens / seconds:8,.0f} tokens/s, {seconds * 1e3:7.1f} ms"
         f" ({busy * 1e3:.1f} ms of processor time), {products_seconds / busy:.0%} of the {_dtype_name(kind)} ceiling"
         f"{_ratios(kind, clocks)}",
         flush=True,
@@ -171,17 +181,18 @@ def _dtype_name(kind: str) -> str:
     import torch
 
     if kind.startswith("ours"):
-        return "bf16" if our_dtype() == torch.bfloat16 else "fp32"
+        return "bf16" if our_dtype(kind) == torch.bfloat16 else "fp32"
     return "bf16" if kind == "hf-bf16" else "fp32"
 
 
-def our_dtype():  # noqa: ANN201 - torch is imported late
-    """Return the dtype training takes on this processor."""
+def our_dtype(kind: str):  # noqa: ANN201 - torch is imported late
+    """Return the dtype a contestant of ours is named after, or what training takes on this processor."""
     import torch
 
     from gpt_core.model.precision import choose_dtype
 
-    return choose_dtype("auto", torch.device("cpu"))
+    precision = kind.rpartition("-")[2]
+    return choose_dtype(precision if precision in _PRECISIONS else "auto", torch.device("cpu"))
 
 
 def make_ours(case: Case, kind: str) -> Step:
@@ -193,7 +204,7 @@ def make_ours(case: Case, kind: str) -> Step:
     from gpt_core.training.schedule import Recipe
 
     shape = ModelShape(case.layers, case.heads, case.width, case.window, case.vocabulary)
-    learner = Learner(shape, Recipe(), 0, Compute(dtype=our_dtype(), compiled=kind == "ours-compiled")).initialise()
+    learner = Learner(shape, Recipe(), 0, Compute(dtype=our_dtype(kind), compiled="compiled" in kind)).initialise()
     size = (1, case.sequences, case.window + 1)
     windows = np.random.default_rng(0).integers(0, case.vocabulary, size)
     return lambda: learner.take_step(windows, 1.0)

@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from benchmarks import gpu_train, ray_overhead
+from benchmarks import gpu_train, ray_overhead, train_step
+from gpt_core.model import precision
 from gpt_core.model.presets import PRESETS, ModelShape
 from gpt_core.training.training_plan import TrainingPlan
 
@@ -90,6 +91,14 @@ def test_the_bench_of_a_step_prints_ceilings_and_its_share_of_them():
     assert re.search(r"ceiling fp32: [1-9]\d* GFLOP/s", done.stdout)
     assert re.search(r"ceiling bf16: \d+ GFLOP/s", done.stdout)
     assert re.search(r"ours +[\d,]+ tokens/s, .* of the (fp32|bf16) ceiling", done.stdout)
+
+
+def test_ours_takes_part_once_for_each_precision_named(monkeypatch):
+    monkeypatch.setattr(precision, "_cpu_has", lambda question: True)
+    names = train_step._in_each_precision("ours-compiled", ["auto", "fp32", "bf16"])
+    assert names == ["ours-compiled", "ours-compiled-fp32", "ours-compiled-bf16"]
+    assert [train_step._dtype_name(name) for name in names[1:]] == ["fp32", "bf16"]
+    assert train_step._in_each_precision("hf-bf16", ["fp32"]) == ["hf-bf16"]
 
 
 def test_the_rate_under_ray_counts_all_time_between_steps_but_not_the_start():
