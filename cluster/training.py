@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.fitting import STOP, Fitting
 from cluster.progress import Meter, meter, say
-from cluster.recording.journal import Journal, Tail
+from cluster.recording.journal import Journal, Tail, read_all
 from cluster.recording.journal_copy import take_up_journal, upload_journal
 from cluster.recording.predicting import record_comparison, write_expectation
 from cluster.recording.record_book import Run
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from cluster.recording.training_gauges import TrainingGauges
 
 METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
 _LOCK = ".job"
 _LOCK_PATIENCE_SECONDS = 5.0
 
@@ -117,6 +118,8 @@ def plan_of(settings: PretrainSettings | FinetuneSettings, corpus: str, shape: M
         keep_checkpoints=train.keep_checkpoints,
         evaluate_every_steps=train.evaluate_every_steps,
         evaluate_sequences=train.evaluate_sequences,
+        sample_every_steps=train.sample_every_steps,
+        sample_prompts=train.sample_prompts,
         work_folder=str(local_folder(settings.output, train.work_folder)) if is_url(settings.output) else None,
         settings=settings.model_dump(mode="json", exclude={"cluster", "tracking"}),
     )
@@ -241,6 +244,7 @@ class _Reporter(Silence):
     def __init__(self, plan: TrainingPlan, rank: int) -> None:
         self._output = plan.output
         self._path = plan.folder / METRICS if rank == 0 else None
+        self._samples = plan.folder / SAMPLES
         self._journal: Journal | None = None
         self._gauges: TrainingGauges | None = None
         self._stop = plan.folder / STOP
@@ -252,6 +256,10 @@ class _Reporter(Silence):
         self._journal = self._journal or Journal(self._path)
         self._journal.append_metrics(metrics, step=step, tokens=tokens)
         self._show(step, metrics)
+
+    def on_sample(self, step: int, prompt: str, text: str) -> None:
+        with contextlib.closing(Journal(self._samples)) as journal:
+            journal.append({"step": step, "prompt": prompt, "text": text})
 
     def before_checkpoint(self) -> None:
         if self._journal is not None:
@@ -326,4 +334,14 @@ def record_checkpoints(run: Run, plan: TrainingPlan, weights_digest: str) -> Non
         tags = {"herd.checkpoint": digest, "herd.corpus": found.corpus_digest or "", "path": str(path)}
         run.log_model(path.name, step=found.step, metrics=chosen, tags=tags)
     run.set_tags({"herd.checkpoint": weights_digest})
+    if rows := samples_of(plan.folder):
+        run.log_table(rows, "samples.json")
     run.log_loss_plot()
+
+
+def samples_of(folder: Path) -> list[dict[str, Any]]:
+    """Return what a run's model wrote, in the order of its steps; of a step taken again the last counts."""
+    if not (folder / SAMPLES).exists():
+        return []
+    found = {(row["step"], row["prompt"]): row for row in read_all(folder / SAMPLES)}
+    return [found[key] for key in sorted(found)]

@@ -149,6 +149,11 @@ class TrainSettings(Settings):
     """Steps between evaluations on the held-out split; null evaluates at the end only."""
     evaluate_sequences: Count = 64
     """Windows of the held-out split used by each of these evaluations."""
+    sample_every_steps: Count | None = None
+    """Steps between samples of what the model writes, in samples.jsonl and at the end as a table of the run; null takes
+    none."""
+    sample_prompts: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("",)
+    """What the samples go on with, 64 tokens each; an empty prompt begins a document."""
     checkpoint_every_steps: Count | None = 100
     """Steps between checkpoints; null writes none by steps but the last."""
     checkpoint_every_seconds: Positive | None = None

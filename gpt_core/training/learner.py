@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt_core.finetuning.masked_loss import masked_next_token_loss, summed_over_targets
@@ -155,6 +156,18 @@ class Learner:
         losses_BT = token_losses(self.model.hidden(ids[:, :-1]), self.model.wte.weight, ids[:, 1:])
         self.model.train()
         return summed_over_targets(losses_BT, windows)
+
+    @torch.no_grad()
+    def next_logits(self, ids: np.ndarray) -> Tensor:
+        """Return the logits [V] of the token after int64 ids [T], the last ones that the model has positions for.
+
+        Not collective: any rank may call it alone.
+        """
+        self.model.eval()
+        ids_BT = torch.from_numpy(ids[None, -self.shape.num_positions :]).to(self.compute.device)
+        logits_V = F.linear(self.model.hidden(ids_BT)[0, -1], self.model.wte.weight)
+        self.model.train()
+        return logits_V
 
     def weights(self) -> dict[str, Tensor]:
         """Return the fp32 master weights by name; where they are not sharded, views that change with the next step.

@@ -19,6 +19,7 @@ from gpt_core.finetuning.supervised_corpus import open_corpus
 from gpt_core.model.precision import choose_dtype
 from gpt_core.sole_writer import sole_writer
 from gpt_core.storage import Location
+from gpt_core.tokens.tokenizer import load_tokenizer
 from gpt_core.training import begun, checkpoint
 from gpt_core.training.begun import Begun
 from gpt_core.training.checkpoint import Description
@@ -29,6 +30,7 @@ from gpt_core.training.learner import Learner
 from gpt_core.training.observer import Metrics, Observer, Silence
 from gpt_core.training.prefetch import Prefetcher
 from gpt_core.training.reduction import Ranks, add_over_ranks
+from gpt_core.training.samples import Samples
 from gpt_core.training.schedule import learning_rate_share
 from gpt_core.training.starting_weights import load_starting_weights
 from gpt_core.training.step import NO_VOTES, Compute, StepReport, Votes
@@ -98,6 +100,7 @@ class Run:
         self.learner = _make_learner(self.plan, self.device, dtype, ranks)
         self.held_out = HeldOut(plan, self.corpus.manifest.splits, ranks, self.device)
         self.writer = CheckpointWriter(plan.output, plan.keep_checkpoints, observer.on_checkpoint)
+        self.samples = _samples(plan, tokenizer.name) if ranks.rank == 0 else None
         self.metrics = StepMetrics(plan, self.device, dtype, ranks.num_ranks)
         self.total_tokens = plan.tokens_after(plan.num_steps)
         self.tokens = 0
@@ -186,6 +189,7 @@ class Run:
             self.metrics.take_validation_loss(self.held_out.loss(self.learner.window_losses))
         self._write_begun()
         self.observer.on_metrics(self.learner.step, self.tokens, dict(self.metrics.last))
+        self._take_samples()
         self.writer.poll()
         if report.save_votes or self._is_due_by_steps() or self.metrics.are_best:
             self._checkpoint()
@@ -196,6 +200,12 @@ class Run:
         if self.ranks.rank == 0 and not self._is_begun and begun.read(self.plan.output) is None:
             begun.write(Begun(self.corpus.manifest.root_digest, self.plan))
         self._is_begun = True
+
+    def _take_samples(self) -> None:
+        if self.samples is not None and self._is_due(self.plan.sample_every_steps):
+            assert isinstance(self.learner, Learner), "the plan refuses samples of a model no rank has whole"
+            for prompt, text in self.samples.take(self.learner.step, self.learner.next_logits):
+                self.observer.on_sample(self.learner.step, prompt, text)
 
     def _votes(self) -> Votes:
         # By the clock rank 0 alone decides, and tells the others, whose part of the state it may need.
@@ -275,6 +285,12 @@ class Run:
         told = np.array([found.step + 1.0 if found else 0.0])
         (step,) = add_over_ranks(told, self.ranks, self.device)
         return checkpoint.path_of(self.plan.output, int(step) - 1) if step else None
+
+
+def _samples(plan: TrainingPlan, tokenizer_name: str) -> Samples | None:
+    if plan.sample_every_steps is None:
+        return None
+    return Samples(load_tokenizer(tokenizer_name), plan.sample_prompts, plan.seed)
 
 
 def _choose_device(plan: TrainingPlan) -> torch.device:

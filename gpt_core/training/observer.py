@@ -13,6 +13,9 @@ class Observer(Protocol):
     def on_metrics(self, step: int, tokens: int, metrics: Metrics) -> None:
         """Take the metrics after a step; called on every rank, with equal loss, norm and rate."""
 
+    def on_sample(self, step: int, prompt: str, text: str) -> None:
+        """Take how the model goes on with a prompt after a step; called on rank 0 alone."""
+
     def before_checkpoint(self) -> None:
         """Make durable what was told: once the checkpoint stands, no step before it is told again; on rank 0 alone."""
 
@@ -28,6 +31,9 @@ class Silence:
     """An observer that does nothing."""
 
     def on_metrics(self, step: int, tokens: int, metrics: Metrics) -> None:
+        """Do nothing."""
+
+    def on_sample(self, step: int, prompt: str, text: str) -> None:
         """Do nothing."""
 
     def before_checkpoint(self) -> None:

@@ -70,6 +70,10 @@ class TrainingPlan:
     evaluate_sequences: int = 64
     patience_evaluations: int | None = None
     """Evaluations without a better one after which the run ends; None = never."""
+    sample_every_steps: int | None = None
+    """Steps between samples of what the model writes; None = none."""
+    sample_prompts: tuple[str, ...] = ("",)
+    """What they go on with; an empty prompt begins a document."""
     starting_checkpoint: str | None = None
     """Checkpoint folder whose weights the run begins with; None = those of the seed."""
     starting_digest: str | None = None
@@ -99,6 +103,13 @@ class TrainingPlan:
                     "choose one",
                 )
         check_sharding(self.sharding, self.reduction, self.recipe.optimizer)
+        if self.sharding == "full" and self.sample_every_steps is not None:
+            raise SettingsError(
+                "train.sample_every_steps",
+                f"{self.sample_every_steps} with sharding full",
+                "none: no worker has the whole model",
+                "leave it out, or sample from a checkpoint with `herd generate`",
+            )
 
     @property
     def folder(self) -> Path:
@@ -155,6 +166,7 @@ class TrainingPlan:
     def from_dict(values: dict[str, Any]) -> "TrainingPlan":
         """Return the plan that ``to_dict`` was called on."""
         parts = {"shape": ModelShape(**values["shape"]), "recipe": Recipe(**values["recipe"])}
+        parts |= {"sample_prompts": tuple(values.get("sample_prompts", ()))}  # JSON has lists
         return TrainingPlan(**(values | parts))
 
     def identity(self) -> dict[str, Any]:
