@@ -92,10 +92,13 @@ def test_a_change_of_workers_in_mid_run_changes_no_bit(
 
 
 def test_a_fully_sharded_run_on_two_workers_has_the_losses_of_a_replicated_one(
-    cluster: Cluster, corpus: Path, calm: Path, tmp_path: Path
+    cluster: Cluster, corpus: Path, tmp_path: Path
 ) -> None:
-    _train(_settings(corpus, tmp_path, num_workers=2, reduction="fast", sharding="full"), cluster)
-    losses = [[loss for _, (loss, _) in sorted(_outcome(output)[2].items())] for output in (calm, tmp_path)]
+    outputs = tmp_path / "replicated", tmp_path / "sharded"
+    _train(_settings(corpus, outputs[0], precision="fp32"), cluster)
+    sharded = {"num_workers": 2, "reduction": "fast", "sharding": "full"}
+    _train(_settings(corpus, outputs[1], precision="fp32", **sharded), cluster)
+    losses = [[loss for _, (loss, _) in sorted(_outcome(output)[2].items())] for output in outputs]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
