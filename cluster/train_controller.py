@@ -10,4 +10,5 @@ def kill_train_controller() -> None:
     job = ray.get_runtime_context().get_job_id()
     for actor, about in actors().items():
         if about["ActorClassName"] == "TrainController" and about["JobID"] == job and about["State"] != "DEAD":
-            global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor), no_restart=True)
+            actor_id = ray.ActorID.from_hex(actor)
+            global_worker.core_worker.kill_actor(actor_id, no_restart=True)  # pyright: ignore[reportAttributeAccessIssue]
