@@ -17,6 +17,12 @@ def make_case(num_rows=96, width=8, vocabulary_size=33):
     return hidden.requires_grad_(), weight.requires_grad_(), targets
 
 
+def as_on_a_gpu(monkeypatch):
+    """Have a compiled loss compute what a GPU's compiler is given, without the compiler."""
+    softmaxes = {False: loss._exponentiate, True: loss._exponentiate_in_one}
+    monkeypatch.setattr(loss, "_softmax_on", lambda device, compiled: softmaxes[compiled])
+
+
 @pytest.mark.parametrize("chunk_bytes", [1, 32 * 33 * 4, 10**9])
 def test_loss_and_gradients_equal_the_plain_ones_for_any_chunk(monkeypatch, chunk_bytes):
     monkeypatch.setattr(loss, "CPU_CHUNK_BYTES", chunk_bytes)
@@ -56,7 +62,7 @@ def test_bf16_inputs_give_an_fp32_loss_near_the_fp32_one():
 @pytest.mark.parametrize("chunk_bytes", [1, 10**9])
 def test_what_the_compiler_is_given_is_the_same_loss_with_the_same_gradients(monkeypatch, chunk_bytes):
     monkeypatch.setattr(loss, "CPU_CHUNK_BYTES", chunk_bytes)
-    monkeypatch.setattr(loss, "_compiled_exponentiate", lambda: loss._exponentiate_in_one)
+    as_on_a_gpu(monkeypatch)
     hidden, weight, targets = make_case()
     rough = hidden.bfloat16(), weight.bfloat16()
     plain = F.cross_entropy(F.linear(*rough).float().flatten(0, 1), targets.flatten())
@@ -69,7 +75,7 @@ def test_what_the_compiler_is_given_is_the_same_loss_with_the_same_gradients(mon
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_target_that_is_all_but_certain_keeps_its_gradient_in_bf16(monkeypatch, compiled):
     """In bf16 e - s would be 0 where both round to 1; the difference is taken before it is rounded."""
-    monkeypatch.setattr(loss, "_compiled_exponentiate", lambda: loss._exponentiate_in_one)
+    as_on_a_gpu(monkeypatch)
     hidden = torch.ones(1, 1, 1, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.tensor([[8.0], [0.0]], dtype=torch.bfloat16)
     (grad,) = torch.autograd.grad(loss.next_token_loss(hidden, weight, torch.tensor([[0]]), compiled=compiled), hidden)
@@ -99,7 +105,7 @@ def gradients_in_float64(hidden, weight, targets):
 def test_bf16_gradients_of_many_chunks_are_within_bf16s_rounding_of_those_in_float64(monkeypatch, compiled):
     """64 chunks of which each adds as much: a sum kept in bf16 would lose most of the later ones."""
     monkeypatch.setattr(loss, "CPU_CHUNK_BYTES", 1)
-    monkeypatch.setattr(loss, "_compiled_exponentiate", lambda: loss._exponentiate_in_one)
+    as_on_a_gpu(monkeypatch)
     hidden, weight, targets = make_case(num_rows=1024)
     rough = (0.1 * hidden + 1.0).bfloat16(), (0.1 * weight).bfloat16()
     found = torch.autograd.grad(loss.next_token_loss(*rough, targets, compiled=compiled), rough)
