@@ -159,7 +159,7 @@ class _Search:
         """Yield the files by name; two different ones of one name would be confused in a trace."""
         names, roots = self._names, [root for root, *_ in self._kinds]
         previous = None
-        for row in sorted(range(len(names)), key=names.__getitem__):
+        for row in sorted(self._distinct_rows(), key=names.__getitem__):
             if previous is None or names[previous] != names[row]:
                 yield row
             elif roots[self._numbers[previous]] != roots[self._numbers[row]]:
@@ -171,6 +171,16 @@ class _Search:
                     "name their common folder, or make them two sources",
                 )
             previous = row
+
+    def _distinct_rows(self) -> Iterable[int]:
+        """Return one row for each place; where paths overlap, one place is found below several roots."""
+        roots = [root for root, *_ in self._kinds]
+        if len(set(roots)) == 1:
+            return range(len(self._names))  # names tell places apart: no million of whole paths is held
+        storages, first_rows = [Storage.of(root) for root in roots], dict[str, int]()
+        for row, (number, name) in enumerate(zip(self._numbers, self._names, strict=True)):
+            first_rows.setdefault(storages[number].join(name), row)
+        return first_rows.values()
 
     def _kind(self, root: str, suffix: str, compression: Compression | None) -> FileKind:
         spec = self._spec

@@ -98,6 +98,17 @@ def test_several_paths_make_one_source_without_repeats(folder: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("paths", [(".", "deep"), (".", "deep/d.md"), ("**/*.md", "deep/*.md"), ("**/*", "deep/**")])
+def test_a_file_that_overlapping_paths_reach_is_one_file_under_the_first_of_its_names(
+    folder: Path, paths: tuple[str, ...]
+) -> None:
+    first, second = (folder / path for path in paths)
+
+    assert names(first, second) == names(first)
+    (file,) = [file for file in list_files(SourceSpec("s", (str(second), str(first)))) if file.path.endswith("/d.md")]
+    assert file.name == "d.md"
+
+
 def test_two_files_of_one_name_are_refused(folder: Path) -> None:
     (folder / "tests" / "a.txt").write_bytes(b"y")
 
