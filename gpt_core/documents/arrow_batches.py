@@ -5,10 +5,14 @@ is fetched in part. A stream has no footer to find a batch by: what lies before 
 stream that was cut off keeps its whole batches.
 """
 
+import contextlib
 import struct
 
 import pyarrow as pa
 
+# What Arrow raises over damaged bytes: a name that is no UTF-8 is a ValueError, a size out of range an OverflowError,
+# the early end of a stream a StopIteration.
+DAMAGED = (pa.ArrowException, OSError, ValueError, LookupError, OverflowError, StopIteration)
 _FILE_MAGIC = b"ARROW1"
 _FIRST_MESSAGE = 8  # of a file: the magic, padded
 _CONTINUATION = 0xFFFFFFFF
@@ -55,8 +59,9 @@ class ArrowBatches:
         if self._stream is None:
             self._stream = self._opened_stream(self._options)
         while self._num_streamed < index:
-            self._stream.read_next_batch()
-            self._num_streamed += 1
+            self._num_streamed += 1  # Arrow passes a damaged batch too; the piece that owns it rejects it
+            with contextlib.suppress(*DAMAGED):
+                self._stream.read_next_batch()
         self._num_streamed += 1
         return self._stream.read_next_batch().column(0)
 

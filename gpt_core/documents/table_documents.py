@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gpt_core.documents.arrow_batches import ArrowBatches
+from gpt_core.documents.arrow_batches import DAMAGED, ArrowBatches
 from gpt_core.documents.byte_stream import ByteStream, RawFile
 from gpt_core.documents.document_batch import DocumentBatch, ReadingOptions, Reject
 from gpt_core.documents.piece_witness import PieceWitness
@@ -20,9 +20,6 @@ from gpt_core.documents.shard_plan import Piece
 from gpt_core.documents.text_documents import invalid_utf8, too_long
 from gpt_core.storage import is_url
 
-# What Arrow raises over damaged bytes: a name that is no UTF-8 is a ValueError, a size out of range an OverflowError,
-# the early end of a stream a StopIteration.
-_DAMAGED = (pa.ArrowException, OSError, ValueError, LookupError, OverflowError, StopIteration)
 _COPY_BYTES = 1 << 20
 _MAX_ROWS = 4096
 _BINARY = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
@@ -39,7 +36,7 @@ def read_parquet(piece: Piece, reading: ReadingOptions, witness: PieceWitness) -
         try:
             parquet = pq.ParquetFile(pa.PythonFile(raw, "r"), buffer_size=_COPY_BYTES, pre_buffer=False)
             fault = rows.fault_of(parquet.schema_arrow.names)
-        except _DAMAGED as error:
+        except DAMAGED as error:
             yield from rows.unreadable_file(error)
             return
         first_row = 0
@@ -59,7 +56,7 @@ def read_arrow(piece: Piece, reading: ReadingOptions, witness: PieceWitness) -> 
     with contextlib.ExitStack() as stack:
         try:
             batches = ArrowBatches(stack.enter_context(_opened(piece)), piece.file.text_field)
-        except _DAMAGED as error:
+        except DAMAGED as error:
             yield from rows.unreadable_file(error)
             return
         first_row, count = 0, len(batches.num_rows) + bool(batches.damage)
@@ -136,7 +133,7 @@ def _row_group(rows: _Rows, parquet: pq.ParquetFile, group: int, first_row: int)
         for part in parquet.iter_batches(num_rows, row_groups=[group], columns=[name], use_threads=False):
             yield rows.documents(_sound(part.column(0)), first_row)
             first_row += part.num_rows
-    except _DAMAGED as error:
+    except DAMAGED as error:
         yield rows.unreadable(first_row, error)
 
 
@@ -144,7 +141,7 @@ def _record_batch(rows: _Rows, batches: ArrowBatches, index: int, first_row: int
     """Yield the texts of a record batch in steps that hold about ``batch_bytes``."""
     try:
         column = _sound(batches.column(index))
-    except _DAMAGED as error:
+    except DAMAGED as error:
         yield rows.unreadable(first_row, error)
         return
     if fault := rows.fault_of(batches.names):

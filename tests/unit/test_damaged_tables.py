@@ -118,6 +118,25 @@ def test_a_table_that_was_cut_off_keeps_its_whole_batches(tmp_path: Path, stream
         assert [reject.start for reject in rejects] == [len(documents)]
 
 
+@pytest.mark.parametrize("shard_bytes", [1 << 30, 50_000, 20_000])
+def test_a_damaged_batch_of_a_stream_costs_no_other_wherever_the_stream_is_cut(
+    tmp_path: Path, shard_bytes: int
+) -> None:
+    texts = [random.Random(number).randbytes(100).hex() for number in range(800)]
+    table, path = pa.table({"text": texts}), tmp_path / "a.arrow"
+    with pa.ipc.new_stream(path, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table, max_chunksize=100)
+    data, magic = path.read_bytes(), b"\x28\xb5\x2f\xfd"  # of a zstd frame: one of offsets, one of texts in a batch
+    frames = data.split(magic)
+    assert len(frames) == 1 + 2 * 8
+    path.write_bytes(b"".join([magic.join(frames[:4]), b"\0\0\0\0", magic.join(frames[4:])]))  # of the second's texts
+    documents, rejects = read(path, shard_bytes)
+
+    kept = [*range(100), *range(200, 800)]
+    assert [(document.text, document.start) for document in documents] == [(texts[row], row) for row in kept]
+    assert [reject.start for reject in rejects] == [100]
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_piece_decodes_the_column_of_its_own_batches_only(
     tmp_path: Path,
