@@ -208,7 +208,7 @@ def contents_of(
             for file, digest in zip(plans.files, file_digests(plans, facts), strict=True)
         ),
         num_documents_in=sum(row["num_documents_in"] for row in rows()),
-        num_tails=sum(row["num_tails"] for row in rows()),
+        num_tails=sum(row.get("num_tails", 0) for row in rows()),  # unfinished jobs of before have none
         notes={"warnings": [warning for row in rows() for warning in row["warnings"]]},
     )
 

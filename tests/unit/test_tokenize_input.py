@@ -50,6 +50,17 @@ def test_input_that_is_all_in_the_output_folder_is_refused(tmp_path: Path) -> No
         tokenizing.resolve(settings_of(tmp_path, tmp_path))
 
 
+def test_shards_committed_before_held_out_ends_were_counted_make_a_corpus(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("hello")
+    settings = settings_of(tmp_path / "corpus", tmp_path / "a.txt")
+    inputs = tokenizing.resolve(settings)
+    row = ShardTokenizer(tokenizing.options_for(settings, inputs, "bytes"))(inputs.plans[0])
+    del row["num_tails"]
+    written = manifest.write(settings.output, tokenizing.contents_of(settings, inputs, lambda: [row], "bytes"))
+
+    assert written.header["documents"]["tails"] == 0
+
+
 def test_files_that_were_passed_over_are_counted_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in").mkdir()
     for name in ("a.txt", "b.exe", "c.bz2"):
