@@ -18,7 +18,7 @@ from typing import Any
 
 from cluster.capacity import PROBE_SECONDS, Worker, draining_nodes, living_nodes, num_fitting
 from cluster.cpu_allocator import GLIBC_TUNABLES
-from cluster.interrupts import held
+from cluster.interrupts import Stopped, held
 from cluster.progress import say
 from cluster.recording.journal import Tail
 from cluster.session import is_mistake_in_code, own_error_in, quiet_libraries
@@ -72,9 +72,10 @@ class Fitting:
         return self.plan.folder
 
     def run(self) -> None:
-        """Train until the plan is over, or for max_seconds and to a checkpoint.
+        """Train until the plan is over.
 
         Raises:
+            Stopped: max_seconds ended before the plan did; there is a checkpoint to go on from.
             HerdError: The workers' own, at once; ResourceError where no number of workers fits for
                 ten minutes.
             Exception: Ray's, once more than max_failures workers were lost without progress.
@@ -89,10 +90,15 @@ class Fitting:
                 say(f"{self.title}: going on with {count} worker(s) instead of {group.count}")
             group = _Group(self, count, losses, deadline)
             error = group.wait()
-            if error is None and (_is_over(self.plan) or time.monotonic() >= deadline):
-                return
             if error is not None:
                 self._report(error, losses)
+            elif _is_over(self.plan):
+                return
+            elif time.monotonic() >= deadline:
+                raise Stopped(
+                    f"{self.title}: stopped at step {newest_step(self.plan.output):,} of {self.plan.num_steps:,} "
+                    f"after {self.max_seconds:g} s (train.max_seconds); the same command goes on"
+                )
 
     def _report(self, error: BaseException, losses: Losses) -> None:
         """Say what was lost, or raise where starting again would not help."""

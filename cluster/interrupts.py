@@ -41,6 +41,10 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM came; whoever cleans up after Ctrl-C cleans up after it."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A job ends before its work is done, as its settings say; its text is the reason."""
+
+
 class _Pending:
     """The signal that waits for its moment, and how many blocks want it to wait."""
 

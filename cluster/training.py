@@ -30,6 +30,7 @@ from gpt_core.sole_writer import sole_writer
 from gpt_core.storage import Location, is_url, local_folder
 from gpt_core.training import begun, checkpoint
 from gpt_core.training.checkpoint import Description
+from gpt_core.training.early_stopping import BEST_LOSS, VALIDATION_LOSS
 from gpt_core.training.observer import Silence
 from gpt_core.training.schedule import Recipe
 from gpt_core.training.training_plan import TrainingPlan, allowed_ranks, check_vocabulary, told_schedule
@@ -53,7 +54,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a finished run made; losses in nats a token, None where nothing was held out."""
+    """What a finished run made; losses in nats a token."""
 
     checkpoint: Location
     weights_digest: str
@@ -63,6 +64,7 @@ class Trained:
     untrained_loss: float
     training_loss: float
     validation_loss: float | None
+    """The last step's, the best where that was not evaluated; None where nothing was held out."""
 
 
 def resolve(settings: PretrainSettings) -> Inputs:
@@ -319,7 +321,8 @@ def _summary(output: str) -> Trained:
         tokens_trained=description.tokens,
         untrained_loss=newest.shape.untrained_loss,
         training_loss=description.metrics["loss"],
-        validation_loss=description.metrics.get("validation_loss"),
+        # The last step is evaluated, unless num_steps was lowered to one at which the run had been stopped.
+        validation_loss=description.metrics.get(VALIDATION_LOSS, description.metrics.get(BEST_LOSS)),
     )
 
 

@@ -5,8 +5,8 @@ model, ``EXAMPLE``, words that ask for it, ``main(settings)``, whose result is p
 summary, and where a word may come before any flag its ``ARGUMENT``; or one with
 ``command(words)``, which reads the words itself and returns the exit code. This module
 finds the job, loads its settings, runs it, and turns what goes wrong into one clear message
-and an exit code: 0 done, 1 failed, 2 a mistake the user can mend, 130 interrupted (Ctrl-C),
-143 terminated (SIGTERM: what a preempted machine sends, handled as Ctrl-C is).
+and an exit code: 0 done, or stopped early as its settings ask for, 1 failed, 2 a mistake the user can mend, 130
+interrupted (Ctrl-C), 143 terminated (SIGTERM: what a preempted machine sends, handled as Ctrl-C is).
 """
 
 import ast
@@ -57,10 +57,8 @@ def main(argv: list[str] | None = None) -> int:
         with interrupts.handled():
             exit_code = _dispatch(argv)
         sys.stdout.flush()
-    except interrupts.Terminated:
-        return _fail(f"terminated: {_program(argv)} stopped; run the same command again to continue", 143)
-    except KeyboardInterrupt:
-        return _fail(f"interrupted: {_program(argv)} stopped; run the same command again to continue", 130)
+    except KeyboardInterrupt as stop:
+        return _stopped(stop, argv)
     except HerdError as error:
         return _fail(str(error), error.exit_code, show_traceback=argv != words)
     except BrokenPipeError as error:
@@ -167,6 +165,14 @@ def _version() -> str:
 
 def _program(argv: list[str]) -> str:
     return f"herd {argv[0]}" if argv and not argv[0].startswith("-") else "herd"
+
+
+def _stopped(stop: KeyboardInterrupt, argv: list[str]) -> int:
+    """Say that a job was stopped, by its own settings or by a signal, and return the exit code."""
+    if isinstance(stop, interrupts.Stopped):
+        return _fail(str(stop), 0)
+    word, exit_code = ("terminated", 143) if isinstance(stop, interrupts.Terminated) else ("interrupted", 130)
+    return _fail(f"{word}: {_program(argv)} stopped; run the same command again to continue", exit_code)
 
 
 def _unforeseen(error: Exception, argv: list[str], *, show_traceback: bool) -> int:

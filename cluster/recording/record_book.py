@@ -278,7 +278,7 @@ def _open_journal(folder: Path, key: str) -> tuple[Journal, int]:
 def _outcome(error: BaseException) -> tuple[str, str | None]:
     """Return MLflow's status and the reason for a block that raised."""
     if isinstance(error, KeyboardInterrupt):
-        return "KILLED", None
+        return "KILLED", clean(str(error)) or None
     if isinstance(error, SystemExit) and not error.code:
         return "FINISHED", None
     if isinstance(error, SystemExit) and error.code in (130, 143):

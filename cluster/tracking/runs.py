@@ -23,7 +23,8 @@ def open_run(
     """Open the run of a job for the length of the block.
 
     The run ends FINISHED; FAILED with the reason as tag `herd.failure` if the block raises; KILLED on
-    Ctrl-C. If the store cannot be reached the job goes on and a rerun, or :func:`replay`, sends the rest.
+    Ctrl-C, and with the reason where the settings end it early. If the store cannot be reached the job goes on and a
+    rerun, or :func:`replay`, sends the rest.
 
     Args:
         options: Where records go.

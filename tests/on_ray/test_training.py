@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cluster import training
+from cluster.interrupts import Stopped
 from cluster.recording.journal import read_all
 from cluster.recording.replay import JOURNAL_NAME
 from cluster.session import Cluster
@@ -69,6 +70,18 @@ def calm(cluster: Cluster, corpus: Path, tmp_path_factory: pytest.TempPathFactor
     assert _train(_settings(corpus, output, num_workers=2), cluster).num_steps == 6
     assert sorted(_outcome(output)[2]) == [1, 2, 3, 4, 5, 6]
     return output
+
+
+def test_a_run_whose_time_is_up_is_stopped_with_nothing_recorded_and_goes_on_to_the_same_bits(
+    cluster: Cluster, corpus: Path, calm: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Stopped, match=r"stopped at step 1 of 6 after 0.01 s"):
+        _train(_settings(corpus, tmp_path, max_seconds=0.01), cluster)
+    records = list(read_all(tmp_path / "tracking" / JOURNAL_NAME))
+    assert [record["status"] for record in records if record["do"] == "close"] == ["KILLED"]
+    assert not any(record["do"] == "model" for record in records)
+    _train(_settings(corpus, tmp_path), cluster)
+    assert _outcome(tmp_path) == _outcome(calm)
 
 
 @pytest.mark.timeout(300)

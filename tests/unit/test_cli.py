@@ -545,6 +545,11 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(run_job):
     )
 
 
+def test_a_job_that_its_settings_end_early_exits_0_and_says_where_it_stopped(run_job):
+    body = "from cluster.interrupts import Stopped; raise Stopped('stopped at step 3 of 9')"
+    assert run_job(body) == (0, "", "stopped at step 3 of 9\n")
+
+
 def test_sigterm_is_handled_as_ctrl_c_is_and_exits_143(run_job):
     body = "import os, signal, threading; os.kill(os.getpid(), signal.SIGTERM); threading.Event().wait(30)"
     assert run_job(body) == (

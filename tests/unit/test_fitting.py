@@ -43,18 +43,19 @@ def _group(monkeypatch: pytest.MonkeyPatch, output: Path, steps: list[bool]) -> 
     monkeypatch.setattr(fitting, "num_fitting", lambda *_, **__: 1)
     monkeypatch.setattr(fitting, "_RESIZE_POLL_SECONDS", 0.0)
     monkeypatch.setattr(fitting, "_POLL_SECONDS", 0.02)
-    plan: Any = SimpleNamespace(num_threads=1, device="cpu", output=str(output), folder=output)
+    plan: Any = SimpleNamespace(num_threads=1, device="cpu", output=str(output), folder=output, num_steps=9)
     job = Fitting("pretrain", plan, lambda config: None, [1, 2], 3, lambda: bool(steps and steps.pop()))
     return fitting._Group(job, 1, Losses(output, str(output), 3, 0)), trainer
 
 
-def test_a_run_whose_time_is_up_ends_with_a_checkpoint_and_no_error(
+def test_a_run_whose_time_is_up_ends_with_a_checkpoint_and_is_not_taken_for_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     group, trainer = _group(monkeypatch, tmp_path, [True])
     monkeypatch.setattr(fitting, "newest_step", lambda output: 0)
     assert not fitting._is_over(group._fitting.plan)
-    replace(group._fitting, counts=[1], max_seconds=0.1).run()
+    with pytest.raises(interrupts.Stopped, match=r"stopped at step 0 of 9 after 0.1 s .*; the same command goes on"):
+        replace(group._fitting, counts=[1], max_seconds=0.1).run()
     assert trainer.finished.is_set()
     assert not trainer.killed.is_set()
     assert "0.1 s are over; a checkpoint is being written" in capsys.readouterr().err

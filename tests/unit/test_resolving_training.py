@@ -7,7 +7,9 @@ from cluster.session import Cluster
 from gpt_core.errors import CorpusError, ResourceError
 from gpt_core.model import precision
 from gpt_core.settings import PretrainSettings
+from gpt_core.training.loop import train
 from tests.unit import tiny_corpus
+from tests.unit.tiny_run import Recorder, tiny_plan
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,12 @@ def test_a_corpus_smaller_than_a_batch_is_refused(corpus, tmp_path):
 
 def test_a_run_of_so_many_tokens_is_one_of_whole_steps(corpus, tmp_path):
     assert training.resolve(settings_for(corpus, tmp_path, num_tokens=100)).plan.num_steps == 4  # of 4 x 8 tokens
+
+
+def test_a_run_shortened_to_a_step_without_evaluation_is_not_said_to_have_nothing_held_out(corpus, tmp_path):
+    recorder = Recorder(stop_after=3)  # evaluated after the second
+    train(tiny_plan(corpus, tmp_path), observer=recorder)
+    assert training._summary(str(tmp_path)).validation_loss == recorder.metrics[2]["validation_loss"]
 
 
 def test_bf16_on_a_machine_of_its_own_without_instructions_for_it_is_refused(corpus, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.interrupts import Stopped
 from cluster.recording.journal import Journal, Point
 from cluster.tracking import TrackingOptions, open_run, page_command, replay
 from cluster.tracking.store import MlflowStore
@@ -159,6 +160,7 @@ def test_artifacts_lie_beside_the_output_and_not_in_the_current_folder(output, m
     [
         (ValueError("no such corpus"), "FAILED", "ValueError: no such corpus"),
         (KeyboardInterrupt(), "KILLED", None),
+        (Stopped("stopped at step 3 of 9"), "KILLED", "stopped at step 3 of 9"),
         (SystemExit(130), "KILLED", None),
         (SystemExit(0), "FINISHED", None),
         (SystemExit(2), "FAILED", "SystemExit: 2"),
