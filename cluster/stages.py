@@ -6,6 +6,7 @@ still open: whoever finds the result records it once more, which changes nothing
 """
 
 import contextlib
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,11 +18,12 @@ from cluster.recording.record_book import Run, unfinished_runs
 from cluster.session import Cluster, connect, require_own_cpus
 from cluster.tracking import TrackingOptions, open_run, send_rest
 from gpt_core import sealed_json
-from gpt_core.digests import canonical_json, sha256_hex
 from gpt_core.errors import ResourceError, StaleOutputError
 from gpt_core.ledger import first_difference
 from gpt_core.settings import FinetuneJob, JobSettings, PretrainJob
 from gpt_core.storage import Storage, is_url, local_folder
+
+_RUN_KEY = "tracking/run-key"  # beside where a local output has its records
 
 S_contra = TypeVar("S_contra", contravariant=True)
 I = TypeVar("I")  # noqa: E741 - the inputs of a stage
@@ -113,7 +115,7 @@ def stages_of(
     check_writable(str(folder))
     options = TrackingOptions(**job.tracking.model_dump())
     with (
-        open_run(options, name=folder.name, kind=kind, output=folder, key=_run_key(kind, output)) as run,
+        open_run(options, name=folder.name, kind=kind, output=folder, key=_run_key(output)) as run,
         contextlib.ExitStack() as exits,
     ):
         run.log_settings(_plain(job))
@@ -230,9 +232,27 @@ def check_new(output: str, kind: Literal["file", "folder"]) -> None:
         raise ResourceError(output, f"a {found}", f"room for a {kind} of this name", "choose another name")
 
 
-def _run_key(kind: str, output: str) -> str | None:
-    """Return what names the job's run for whoever works at a URL; None where the records lie in the output itself."""
-    return sha256_hex([canonical_json([kind, output])])[:32] if is_url(output) else None
+def _run_key(output: str) -> str | None:
+    """Return what names the job's run for whoever works at a URL; None where the records lie in the output itself.
+
+    The key lies in the output: whoever deletes that to begin anew begins a new run as well.
+
+    Raises:
+        ResourceError: If the store does not take it.
+    """
+    if not is_url(output):
+        return None
+    storage = Storage.of(output)
+    url = storage.join(_RUN_KEY)
+    try:
+        if not storage.exists(url):
+            key = secrets.token_hex(16)
+            storage.write_atomically(url, lambda file: file.write(key.encode()))
+            return key
+        with storage.open_read(url) as file:
+            return file.read().decode()
+    except OSError as error:
+        raise ResourceError(url, str(error), "a store that takes it", "mend that and run it again") from error
 
 
 def _plain(settings: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A finished job that is run again does nothing but send, and complete, the records its store did not take."""
 
+import contextlib
 import shutil
 import signal
 import sqlite3
@@ -16,6 +17,7 @@ from cluster.recording.journal import read_all
 from cluster.recording.replay import JOURNAL_NAME
 from cluster.tracking import TrackingOptions, open_run, runs
 from gpt_core.settings import TokenizeJob, TrackingSettings
+from gpt_core.storage import Storage
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,15 +56,26 @@ def test_a_store_that_is_still_away_is_told_and_no_error(
     assert "has not taken all records; a rerun sends those" in capsys.readouterr().err
 
 
-def test_a_job_at_a_url_is_one_run_wherever_it_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = []
-    for machine, output in (("one", "s3://bucket/a"), ("other", "s3://bucket/a"), ("other", "s3://bucket/b")):
-        (tmp_path / machine).mkdir(exist_ok=True)
-        monkeypatch.chdir(tmp_path / machine)
-        job = TokenizeJob(input=("text",), output=output, tracking=TrackingSettings(enabled=False))
-        with stages.stages_of(job, "tokenize", output) as (_, run):
-            keys.append(next(read_all(run.folder / JOURNAL_NAME))["key"])
-    assert keys[0] == keys[1] != keys[2]
+def key_of_a_run(folder: Path, output: str) -> str:
+    """Open a job's run in this folder and return the key that finds it in MLflow."""
+    folder.mkdir(exist_ok=True)
+    job = TokenizeJob(input=("text",), output=output, tracking=TrackingSettings(enabled=False))
+    with contextlib.chdir(folder), stages.stages_of(job, "tokenize", output) as (_, run):
+        return next(read_all(run.folder / JOURNAL_NAME))["key"]
+
+
+def test_a_job_at_a_url_is_one_run_wherever_it_is_run_again(tmp_path: Path) -> None:
+    first = key_of_a_run(tmp_path / "one", "memory://keys/a")
+    assert key_of_a_run(tmp_path / "other", "memory://keys/a") == first
+    assert key_of_a_run(tmp_path / "other", "memory://keys/b") != first
+
+
+def test_an_output_at_a_url_that_was_deleted_begins_a_new_run(tmp_path: Path) -> None:
+    url = "memory://keys/again"
+    first = key_of_a_run(tmp_path / "one", url)
+    Storage.of(url).remove_folder(url)
+    shutil.rmtree(tmp_path / "one")
+    assert key_of_a_run(tmp_path / "one", url) != first
 
 
 JOB = """
