@@ -37,6 +37,9 @@ _QUIET_RAY = {
 # without it they listen on all interfaces. Read when ray is imported.
 _LOOPBACK_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
 _MISTAKES_IN_CODE = (TypeError, AttributeError, NameError, ImportError, AssertionError, NotImplementedError)
+OWN_RAY_SETTINGS = ("num_cpus", "object_store_bytes")
+"""Settings of the job's own Ray: those of a running cluster are not a job's to choose."""
+
 _OBJECT_STORE_BYTES = 268_435_456
 _NOISY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.serve", "ray.tune")
 
@@ -81,7 +84,7 @@ def address_of(settings: ClusterSettings) -> str | None:
     """
     address = settings.address or os.environ.get("RAY_ADDRESS") or None
     origin = "cluster.address" if settings.address else "the environment variable RAY_ADDRESS"
-    for name in ("num_cpus", "object_store_bytes"):
+    for name in OWN_RAY_SETTINGS:
         value = getattr(settings, name)
         if address and value is not None:
             expected = f"none together with an address, and {origin} is {address}"

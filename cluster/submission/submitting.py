@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from cluster.progress import say
+from cluster.session import OWN_RAY_SETTINGS
 from cluster.submission.follower import Follower
 from cluster.submission.head import Head, JobState, Nodes
 from cluster.submission.head_address import address_of
@@ -47,8 +48,9 @@ def submit(job: str, module: str, settings: JobSettings, *, detach: bool) -> int
         ResourceError: If the address, the token, the version or the resources do not fit.
         RunFailedError: If the head refuses the job or is lost for minutes.
     """
-    if settings.cluster.num_cpus:
-        raise ResourceError("cluster.num_cpus", str(settings.cluster.num_cpus), "none on a cluster", "leave it out")
+    for name in OWN_RAY_SETTINGS:
+        if (value := getattr(settings.cluster, name)) is not None:
+            raise ResourceError(f"cluster.{name}", str(value), "none on a cluster", "leave it out")
     head = Head(address_of(settings.cluster.address))
     nodes = head.nodes()
     say(f"submit: {job} to {head.address} (Ray {head.ray_version}; {nodes})")

@@ -390,9 +390,11 @@ def test_jobs_says_what_it_can_do(words, capsys):
     assert "expected list, status ID, logs ID or stop ID" in capsys.readouterr().err
 
 
-def test_a_number_of_cpus_makes_no_sense_on_a_cluster():
-    job = TokenizeJob(input=("/t",), output="/o", cluster=ClusterSettings(address="http://head:8265", num_cpus=2))
-    with pytest.raises(ResourceError, match=r"cluster.num_cpus: found 2; expected none on a cluster"):
+@pytest.mark.parametrize(("name", "value"), [("num_cpus", 2), ("object_store_bytes", 100_000_000)])
+def test_settings_of_a_ray_of_the_job_s_own_make_no_sense_on_a_cluster(name, value):
+    cluster = ClusterSettings(address="http://head:8265", **{name: value})
+    job = TokenizeJob(input=("/t",), output="/o", cluster=cluster)
+    with pytest.raises(ResourceError, match=rf"cluster.{name}: found {value}; expected none on a cluster"):
         submitting.submit("tokenize", "tokenize_corpus", job, detach=False)
 
 
