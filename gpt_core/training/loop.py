@@ -9,6 +9,7 @@ import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -94,9 +95,9 @@ class Run:
         check_vocabulary(plan.shape, tokenizer.name, tokenizer.vocabulary_size)
         self.windows = StepWindows(plan, ranks, self.corpus)
         self.device = _choose_device(plan)
-        dtype = choose_dtype(plan.precision, self.device)
         # "auto" may mean another dtype elsewhere: what it meant here is what checkpoints remember.
-        self.plan = replace(plan, precision="bf16" if dtype == torch.bfloat16 else "fp32")
+        self.plan = replace(plan, precision=_agreed_precision(plan, self.device, ranks))
+        dtype = choose_dtype(self.plan.precision, self.device)
         self.learner = _make_learner(self.plan, self.device, dtype, ranks)
         self.held_out = HeldOut(plan, self.corpus.manifest.splits, ranks, self.device)
         self.writer = CheckpointWriter(plan.output, plan.keep_checkpoints, observer.on_checkpoint)
@@ -291,6 +292,16 @@ def _samples(plan: TrainingPlan, tokenizer_name: str) -> Samples | None:
     if plan.sample_every_steps is None:
         return None
     return Samples(load_tokenizer(tokenizer_name), plan.sample_prompts, plan.seed)
+
+
+def _agreed_precision(plan: TrainingPlan, device: torch.device, ranks: Ranks) -> Literal["fp32", "bf16"]:
+    """Return what "auto" means on all ranks: fp32 where the run was begun so, or one of them has no fast bf16."""
+    if plan.precision != "auto":
+        return plan.precision
+    found = begun.read(plan.output)
+    is_begun_in_fp32 = found is not None and found.plan.precision == "fp32"
+    wants_fp32 = is_begun_in_fp32 or choose_dtype("auto", device) == torch.float32
+    return "fp32" if add_over_ranks(np.array([float(wants_fp32)]), ranks, device).any() else "bf16"
 
 
 def _choose_device(plan: TrainingPlan) -> torch.device:

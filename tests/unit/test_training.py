@@ -240,13 +240,6 @@ def test_a_run_that_is_lengthened_at_the_rate_its_schedule_ends_with_keeps_the_b
     assert logged(first) | logged(second) == calm[0]
 
 
-def test_a_resume_where_auto_means_another_precision_is_refused(plan, monkeypatch):
-    train(replace(plan, num_steps=1, precision="fp32"))
-    monkeypatch.setattr("gpt_core.training.loop.choose_dtype", lambda precision, device: torch.bfloat16)
-    with pytest.raises(CheckpointError, match=r"a run begun with train.precision 'fp32'; expected the 'bf16'"):
-        train(plan)
-
-
 def test_another_corpus_is_refused_on_resume(plan, tmp_path):
     train(replace(plan, num_steps=1))
     tokenizer = tiny_corpus.TokenizerEntry("bytes", "ee" * 32, 1000, 999)
