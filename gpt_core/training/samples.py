@@ -25,11 +25,14 @@ class Samples:
         tokenizer: Of the corpus.
         prompts: Texts to go on with; an empty one begins a document.
         seed: Of the run.
+
+    Raises:
+        SettingsError: If a prompt is no text of the corpus's kind: music is written as the names of events.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompts: Sequence[str], seed: int) -> None:
         self._tokenizer = tokenizer
-        self._prompts = prompts
+        self._prompts = [(prompt, tokenizer.encode_prompt(prompt).tolist()) for prompt in prompts]
         self._seed = seed
 
     def take(self, step: int, next_logits: NextLogits) -> list[tuple[str, str]]:
@@ -40,14 +43,14 @@ class Samples:
             next_logits: Returns the logits [V] of the token after some ids.
         """
         return [
-            (prompt, self._continuation(prompt, dropout_key(self._seed, step, index), next_logits))
-            for index, prompt in enumerate(self._prompts)
+            (prompt, self._continuation(prompt_ids, dropout_key(self._seed, step, index), next_logits))
+            for index, (prompt, prompt_ids) in enumerate(self._prompts)
         ]
 
-    def _continuation(self, prompt: str, key: int, next_logits: NextLogits) -> str:
+    def _continuation(self, prompt_ids: list[int], key: int, next_logits: NextLogits) -> str:
         generator = torch.Generator().manual_seed(key)
         end = self._tokenizer.end_of_text
-        ids = [end, *map(int, self._tokenizer.encode(prompt))]
+        ids = [end, *prompt_ids]
         start = len(ids)
         while len(ids) < start + SAMPLE_TOKENS:
             logits_V = next_logits(np.array(ids)).float().cpu()[: self._tokenizer.vocabulary_size]

@@ -10,6 +10,7 @@ from cluster import training
 from gpt_core.errors import SettingsError
 from gpt_core.model.presets import ModelShape
 from gpt_core.tokens.tokenizer import load_tokenizer
+from gpt_core.tokens.train_tokenizer import write_ranks
 from gpt_core.training.learner import Learner
 from gpt_core.training.loop import train
 from gpt_core.training.samples import Samples
@@ -34,6 +35,23 @@ def certain_of(text):
 
 def test_a_sample_goes_on_until_its_document_ends():
     assert Samples(BYTES, ("", "ab"), 0).take(1, certain_of("abcdef")) == [("", "abcdef"), ("ab", "cdef")]
+
+
+def test_the_special_tokens_of_a_prompt_are_those_the_model_was_trained_with(tmp_path):
+    write_ranks(tmp_path / "v.tiktoken", {bytes([byte]): byte for byte in range(256)}, ("<to-fr>",))
+    seen = []
+
+    def next_logits(ids):
+        seen.append(ids.tolist())
+        return certain_of("")(ids[:1])
+
+    Samples(load_tokenizer(str(tmp_path / "v.tiktoken")), ("a<to-fr>",), 0).take(1, next_logits)
+    assert seen == [[256, ord("a"), 257]]  # behind the 256 bytes and the end of text
+
+
+def test_a_prompt_that_is_no_music_is_refused_before_the_first_step():
+    with pytest.raises(SettingsError, match="the word 'hello'; expected events such as v16"):
+        Samples(load_tokenizer("music"), ("on60 hello",), 0)
 
 
 def test_a_sample_depends_on_the_step_and_not_on_when_it_is_taken():
