@@ -200,7 +200,8 @@ def fit(title: str, train: TrainSettings, inputs: Inputs, cluster: Cluster, run:
     run.follow(folder / METRICS)
     with sole_writer(folder, _LOCK, _LOCK_PATIENCE_SECONDS), meter(title, plan.num_steps, "steps") as shown:
         if is_url(plan.output):
-            take_up_journal(folder / METRICS, plan.output)
+            for name in (METRICS, SAMPLES):
+                take_up_journal(folder / name, plan.output)
         followed = _Followed(folder / METRICS, shown)
         Fitting(title, plan, _work, counts, train.max_failures, followed.show, train.max_seconds).run()
 
@@ -245,29 +246,31 @@ class _Reporter(Silence):
 
     def __init__(self, plan: TrainingPlan, rank: int) -> None:
         self._output = plan.output
-        self._path = plan.folder / METRICS if rank == 0 else None
-        self._samples = plan.folder / SAMPLES
-        self._journal: Journal | None = None
+        self._folder = plan.folder
+        self._is_first = rank == 0
+        self._journals: dict[str, Journal] = {}
         self._gauges: TrainingGauges | None = None
         self._stop = plan.folder / STOP
 
     def on_metrics(self, step: int, tokens: int, metrics: dict[str, float]) -> None:
-        if self._path is None:
-            return
-        # Opened as late as here, where no earlier worker can be at it any more.
-        self._journal = self._journal or Journal(self._path)
-        self._journal.append_metrics(metrics, step=step, tokens=tokens)
-        self._show(step, metrics)
+        if self._is_first:
+            self._journal(METRICS).append_metrics(metrics, step=step, tokens=tokens)
+            self._show(step, metrics)
 
     def on_sample(self, step: int, prompt: str, text: str) -> None:
-        with contextlib.closing(Journal(self._samples)) as journal:
-            journal.append({"step": step, "prompt": prompt, "text": text})
+        self._journal(SAMPLES).append({"step": step, "prompt": prompt, "text": text})
 
     def before_checkpoint(self) -> None:
-        if self._journal is not None:
-            self._journal.sync()
+        for journal in self._journals.values():
+            journal.sync()
             if is_url(self._output):
-                upload_journal(self._journal.path, self._output)
+                upload_journal(journal.path, self._output)
+
+    def _journal(self, name: str) -> Journal:
+        """Return a journal, opened as late as when it is needed: no earlier worker can be at it any more."""
+        if name not in self._journals:
+            self._journals[name] = Journal(self._folder / name)
+        return self._journals[name]
 
     def _show(self, step: int, metrics: dict[str, float]) -> None:
         from cluster.recording.training_gauges import TrainingGauges  # here, so that the driver starts without ray
@@ -279,8 +282,8 @@ class _Reporter(Silence):
         return self._stop.exists()
 
     def close(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
+        for journal in self._journals.values():
+            journal.close()
 
 
 class _Followed:

@@ -1,14 +1,14 @@
-"""The copy of a training run's journal that lies beside its checkpoints in a store, where nothing can be appended.
+"""The copies of a training run's journals that lie beside its checkpoints in a store, where nothing can be appended.
 
-Rank 0 appends to a local file and copies it here before each checkpoint: whoever resumes from one elsewhere finds
-the lines of all steps before it.
+Rank 0 appends metrics and samples to local files and copies them here before each checkpoint: whoever resumes from one
+elsewhere finds the lines of all steps before it.
 """
 
 import contextlib
 import shutil
 from pathlib import Path
 
-from cluster.recording.journal import Journal, read_all
+from cluster.recording.journal import Journal, Record, read_all
 from gpt_core.errors import ResourceError
 from gpt_core.storage import Storage
 
@@ -29,13 +29,18 @@ def upload_journal(journal: Path, output: str) -> None:
 
 
 def take_up_journal(journal: Path, output: str) -> None:
-    """Append the steps that the copy under a URL has and the journal has not: those trained on other machines."""
+    """Append what the copy under a URL has and the journal has not: steps trained, or samples taken, elsewhere."""
     storage = Storage.of(output)
     url = storage.join(journal.name)
     if not storage.exists(url):
         return
-    known = {record["step"] for record in read_all(journal)}
+    known = {_key(record) for record in read_all(journal)}
     with storage.on_disk(url) as copy, contextlib.closing(Journal(journal)) as opened:
         for record in read_all(copy):
-            if record["step"] not in known:
+            if _key(record) not in known:
                 opened.append(record)
+
+
+def _key(record: Record) -> tuple[int, str | None]:
+    """Return the step of a line, and the prompt where it is a sample: a step has one of each."""
+    return record["step"], record.get("prompt")

@@ -26,6 +26,14 @@ def log(machine: Path, url: str, steps: range, loss: float) -> None:
         reporter.before_checkpoint()
 
 
+def sample(machine: Path, url: str, taken: list[tuple[int, str, str]]) -> None:
+    machine.mkdir(exist_ok=True)
+    with closing(training._Reporter(plan_on(machine, url), rank=0)) as reporter:
+        for step, prompt, text in taken:
+            reporter.on_sample(step, prompt, text)
+        reporter.before_checkpoint()
+
+
 def steps_in(machine: Path) -> list[tuple[int, float]]:
     return [(record["step"], record["metrics"]["loss"]) for record in read_all(machine / "metrics.jsonl")]
 
@@ -43,6 +51,29 @@ def test_each_machine_takes_up_the_steps_that_others_trained(tmp_path: Path) -> 
     assert steps_in(first) == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 2.0), (6, 2.0)]
     take_up_journal(first / "metrics.jsonl", url)
     assert len(steps_in(first)) == 6
+
+
+def test_each_machine_takes_up_the_samples_that_others_took(tmp_path: Path) -> None:
+    url, first, second = "memory://journal/samples", tmp_path / "first", tmp_path / "second"
+    sample(first, url, [(2, "a", "one"), (2, "b", "two")])
+    take_up_journal(second / "samples.jsonl", url)
+    sample(second, url, [(4, "a", "three")])
+    take_up_journal(first / "samples.jsonl", url)
+    rows = [{"step": 2, "prompt": "a", "text": "one"}, {"step": 2, "prompt": "b", "text": "two"}]
+    assert (
+        training.samples_of(first)
+        == training.samples_of(second)
+        == [*rows, {"step": 4, "prompt": "a", "text": "three"}]
+    )
+
+
+def test_samples_are_on_the_disk_before_the_checkpoint_behind_which_they_are_not_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(Journal, "sync", lambda journal: synced.append(journal.path.name))
+    sample(tmp_path, str(tmp_path), [(2, "a", "one")])
+    assert "samples.jsonl" in synced
 
 
 def test_a_store_that_refuses_the_journal_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
