@@ -10,10 +10,12 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from cluster.capacity import Worker
 from cluster.cpu_allocator import GLIBC_TUNABLES
+from cluster.progress import say
 from cluster.serving.replica_scaling import SAMPLES, replica_options
 from cluster.session import Cluster, quiet_libraries
-from gpt_core.errors import UserError
+from gpt_core.errors import ResourceError, UserError
 from gpt_core.generation.request import GenerationRequest, TokenEvent
 from gpt_core.settings import EngineSettings
 
@@ -27,6 +29,7 @@ QUIET_LOGGING = {"log_level": "ERROR", "enable_access_log": False}
 # Ray Serve's router collapses when callers hold more calls in flight than this (its default is 5);
 # callers bound themselves far below.
 _MAX_ONGOING_REQUESTS = 4096
+_PRECISION_SECONDS = 1800.0  # as long as a job waits for nodes
 _CPU_VARIABLES = {"GLIBC_TUNABLES": GLIBC_TUNABLES}
 
 
@@ -93,18 +96,45 @@ def with_settled_precision(settings: EngineSettings, cluster: Cluster) -> Engine
     """Return the settings with "auto" settled for all replicas: on nodes of two kinds each would choose for itself.
 
     Raises:
-        ResourceError: If the cluster has fewer CPUs or GPUs than the replicas need.
+        ResourceError: If the cluster has fewer CPUs or GPUs than the replicas need, or no node of it has those of one.
     """
     if settings.precision != "auto":
         return settings
     cpus, gpus = _replica_resources(settings, cluster)
-    if cluster.address is None:
-        chosen = _chosen_precision(gpus)
-    else:  # where a replica would run, not here
-        import ray
-
-        chosen = ray.get(ray.remote(num_cpus=cpus, num_gpus=gpus)(_chosen_precision).remote(gpus))
+    chosen = _chosen_precision(gpus) if cluster.address is None else _precision_of_a_node(Worker(cpus, gpus))
     return settings.model_copy(update={"precision": chosen})
+
+
+def _precision_of_a_node(replica: Worker) -> str:
+    """Ask a node that a replica may run on.
+
+    Nothing of it is taken: the replicas that are about to be replaced may hold all there is. Only where no node is
+    large enough yet is one asked of Ray, which may add it.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def ask(**options: Any) -> Any:
+        return ray.remote(max_calls=1, **options)(_chosen_precision).remote(replica.gpus)
+
+    wanted = f"{replica.cpus} CPUs and {replica.gpus} GPUs"
+    nodes = (node["NodeID"] for node in ray.nodes() if node["Alive"] and replica.fits(node["Resources"]))
+    if (node := next(nodes, None)) is None:
+        say(f"waiting for a node with {wanted}")
+        answer = ask(num_cpus=replica.cpus, num_gpus=replica.gpus)
+    else:
+        answer = ask(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+    try:
+        return ray.get(answer, timeout=_PRECISION_SECONDS)
+    except GetTimeoutError as error:
+        ray.cancel(answer, force=True)
+        raise ResourceError(
+            "engine.precision auto",
+            f"no answer of a node with {wanted} in {_PRECISION_SECONDS:g} s",
+            "a node that has those of one replica",
+            "lower engine.threads_per_replica, look at `ray status` on the head, or set the precision",
+        ) from error
 
 
 def _chosen_precision(gpus: int) -> str:

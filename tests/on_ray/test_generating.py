@@ -2,22 +2,26 @@
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 
 from cluster import generating
-from cluster.serving import service
+from cluster.serving import deployment, service
+from cluster.serving.deployment import with_settled_precision
 from cluster.serving.http_guard import Access
 from cluster.session import Cluster
 from cluster.tracking import TrackingOptions, open_run
-from gpt_core.errors import CheckpointError, CorpusError, StaleOutputError
+from gpt_core.errors import CheckpointError, CorpusError, ResourceError, StaleOutputError
 from gpt_core.generation.engine import Engine, EngineOptions
 from gpt_core.generation.prompts import read_range
 from gpt_core.generation.request import GenerationRequest
 from gpt_core.ledger import Ledger
+from gpt_core.model.precision import can_compute_bf16
 from gpt_core.settings import EngineSettings, GenerateSettings, PoolSettings, SamplingSettings, ServeSettings
 from gpt_core.tokens.tokenizer import load_tokenizer
 from gpt_core.training import checkpoint
@@ -180,6 +184,29 @@ def test_nothing_is_left_on_the_cluster_and_no_other_application_is_touched(
     assert set(serve.status().applications) - {"herd"} == {"other"}
     assert handle.remote().result(timeout_s=10) == "still here"
     serve.delete("other")
+
+
+def test_replicas_that_hold_the_whole_cluster_do_not_keep_auto_precision_from_being_settled(cluster: Cluster) -> None:
+    import ray
+
+    class Replica:
+        def runs(self) -> bool:
+            return True
+
+    orphaned: Any = ray.remote(num_cpus=cluster.num_cpus)(Replica).remote()
+    assert ray.get(orphaned.runs.remote(), timeout=60)
+    settled = with_settled_precision(EngineSettings(device="cpu"), replace(cluster, address="auto"))
+    assert settled.precision == ("bf16" if can_compute_bf16(torch.device("cpu")) else "fp32")
+    ray.kill(orphaned)
+
+
+def test_replicas_that_no_node_can_hold_are_told_after_a_while(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployment, "_PRECISION_SECONDS", 1.0)
+    engine = EngineSettings(device="cpu", threads_per_replica=5)
+    with pytest.raises(ResourceError, match="no answer of a node with 5 CPUs and 0 GPUs in 1 s"):
+        with_settled_precision(engine, Cluster("auto", num_cpus=8, num_gpus=0))
 
 
 def test_arrow_files_hold_the_same_rows(
