@@ -226,9 +226,7 @@ def _work(config: dict[str, Any]) -> None:
     plan = TrainingPlan.from_dict(config["plan"])
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
     _check_folder(plan.folder)
-    if ranks.rank == 0:
-        write_expectation(plan, ranks.num_ranks)
-    with contextlib.closing(_Reporter(plan, ranks.rank)) as reporter:
+    with contextlib.closing(_Reporter(plan, ranks.rank, ranks.num_ranks)) as reporter:
         train(plan, ranks, reporter)
 
 
@@ -244,13 +242,18 @@ def _check_folder(folder: Path) -> None:
 class _Reporter(Silence):
     """Takes what the loop observes: metrics to the journal on rank 0, the driver's wish to stop to all."""
 
-    def __init__(self, plan: TrainingPlan, rank: int) -> None:
+    def __init__(self, plan: TrainingPlan, rank: int, num_ranks: int = 1) -> None:
         self._output = plan.output
         self._folder = plan.folder
         self._is_first = rank == 0
+        self._num_ranks = num_ranks
         self._journals: dict[str, Journal] = {}
         self._gauges: TrainingGauges | None = None
         self._stop = plan.folder / STOP
+
+    def on_start(self, plan: TrainingPlan, flops_a_second: float | None) -> None:
+        if flops_a_second is not None:
+            write_expectation(plan, self._num_ranks, flops_a_second)
 
     def on_metrics(self, step: int, tokens: int, metrics: dict[str, float]) -> None:
         if self._is_first:

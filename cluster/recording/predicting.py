@@ -21,24 +21,12 @@ from gpt_core.training.training_plan import TrainingPlan
 EXPECTED = "expected.json"
 
 
-def write_expectation(plan: TrainingPlan, num_workers: int) -> None:
-    """Write what is to be expected of the run, once; nothing on a GPU whose peak is not published."""
-    import torch
-
-    from gpt_core.model.precision import choose_dtype, peak_flops
-    from gpt_core.model.product_rate import product_rate
-
+def write_expectation(plan: TrainingPlan, num_workers: int, flops_a_second: float) -> None:
+    """Write what is to be expected of the run at this rate of a worker, once."""
     path = plan.folder / EXPECTED
-    if path.exists():
-        return
-    torch.set_num_threads(plan.num_threads)
-    device = torch.device("cuda", torch.cuda.current_device()) if plan.device == "gpu" else torch.device("cpu")
-    dtype = choose_dtype(plan.precision, device)
-    rate = peak_flops(device)
-    if device.type == "cpu":
-        rate = product_rate(plan.shape.n_embd, plan.micro_batch_tokens, dtype)
-    if rate is not None:
-        sealed_json.write(path, asdict(expect(plan, num_workers, rate, dtype.itemsize)))
+    if not path.exists():
+        value_bytes = 2 if plan.precision == "bf16" else 4
+        sealed_json.write(path, asdict(expect(plan, num_workers, flops_a_second, value_bytes)))
 
 
 def record_comparison(run: Run, plan: TrainingPlan, metrics_journal: Path, checkpoint: Location) -> None:

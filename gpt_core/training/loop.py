@@ -77,6 +77,8 @@ def train(plan: TrainingPlan, ranks: Ranks | None = None, observer: Observer | N
     alone = sole_writer(plan.folder, LOCK, LOCK_PATIENCE_SECONDS) if run.ranks.rank == 0 else nullcontext()
     with alone:
         run.resume()
+        if run.ranks.rank == 0:
+            run.observer.on_start(run.plan, run.metrics.find_peak())
         return run.finish()
 
 

@@ -3,12 +3,21 @@
 from typing import Protocol
 
 from gpt_core.storage import Location
+from gpt_core.training.training_plan import TrainingPlan
 
 Metrics = dict[str, float]
 
 
 class Observer(Protocol):
     """What the loop tells its caller."""
+
+    def on_start(self, plan: TrainingPlan, flops_a_second: float | None) -> None:
+        """Take the plan, with the precision that "auto" means, and a device's peak rate; on rank 0 alone.
+
+        Args:
+            plan: What is trained from here on.
+            flops_a_second: Published for a GPU, measured on a CPU; None where it is not known.
+        """
 
     def on_metrics(self, step: int, tokens: int, metrics: Metrics) -> None:
         """Take the metrics after a step; called on every rank, with equal loss, norm and rate."""
@@ -29,6 +38,9 @@ class Observer(Protocol):
 
 class Silence:
     """An observer that does nothing."""
+
+    def on_start(self, plan: TrainingPlan, flops_a_second: float | None) -> None:
+        """Do nothing."""
 
     def on_metrics(self, step: int, tokens: int, metrics: Metrics) -> None:
         """Do nothing."""

@@ -40,8 +40,16 @@ class StepMetrics:
         """Those of the last step, also where that is a checkpoint's."""
         self._plan = plan
         self._device = device
-        self._mfu_name, self._peak_flops = _peak(plan, device, dtype)
+        self._dtype = dtype
         self._num_ranks = num_ranks
+        self._peak_flops: float | None = None
+
+    def find_peak(self) -> float | None:
+        """Return the device's peak in FLOP/s, published, or on a CPU measured; steps then tell their share of it."""
+        self._peak_flops = peak_flops(self._device)
+        if self._device.type == "cpu":
+            self._peak_flops = product_rate(self._plan.shape.n_embd, self._plan.micro_batch_tokens, self._dtype)
+        return self._peak_flops
 
     def leap(self, step: int, loss: float) -> str | None:
         """Return what was expected of a loss that leaps, None for one that does not."""
@@ -64,7 +72,8 @@ class StepMetrics:
         }
         if self._peak_flops is not None:
             flops = pace.tokens_per_second * self._plan.shape.flops_a_token(self._plan.window_tokens)
-            metrics[self._mfu_name] = flops / (self._peak_flops * self._num_ranks)
+            name = "mfu_palm_of_measured_products" if self._device.type == "cpu" else "mfu_palm"
+            metrics[name] = flops / (self._peak_flops * self._num_ranks)
         metrics["data_wait_share"] = pace.data_wait_share
         self.last = metrics
 
@@ -77,13 +86,6 @@ class StepMetrics:
     def are_best(self) -> bool:
         """Whether the step was evaluated as the best so far."""
         return early_stopping.is_best(self.last)
-
-
-def _peak(plan: TrainingPlan, device: torch.device, dtype: torch.dtype) -> tuple[str, float | None]:
-    """Return what a share of the peak is called, and the peak in FLOP/s: published, or on a CPU measured."""
-    if device.type == "cpu":
-        return "mfu_palm_of_measured_products", product_rate(plan.shape.n_embd, plan.micro_batch_tokens, dtype)
-    return "mfu_palm", peak_flops(device)
 
 
 def _peak_memory_bytes(device: torch.device) -> int:

@@ -82,7 +82,7 @@ def test_products_are_timed_as_the_work_they_are():
 @pytest.fixture
 def run_folder(tmp_path):
     plan = replace(TINY, output=str(tmp_path), device="cpu", precision="fp32", num_steps=3)
-    write_expectation(plan, 2)
+    write_expectation(plan, 2, 150e9)
     journal = Journal(tmp_path / "metrics.jsonl")
     for step, rate in ((1, 64.0), (2, 128.0), (2, 1.0), (3, 256.0)):  # 128 tokens a step; the second was done twice
         metrics = {"tokens_per_second": rate, "peak_memory_bytes": 1e6 * step, "loss": 1.0}
@@ -116,7 +116,7 @@ def test_a_finished_run_records_what_was_expected_beside_what_it_reached(run_fol
 def test_a_continued_run_keeps_what_was_expected_at_its_start(run_folder):
     plan, folder, _ = run_folder
     before = (folder / EXPECTED).read_bytes()
-    write_expectation(plan, 4)
+    write_expectation(plan, 4, 200e9)
     assert (folder / EXPECTED).read_bytes() == before
 
 

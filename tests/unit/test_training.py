@@ -156,6 +156,24 @@ def test_the_best_evaluation_is_kept_where_no_checkpoint_was_due(plan):
     assert [path.name for path in checkpoint.list_paths(plan.output)] == [f"step-{best:08d}", f"step-{NUM_STEPS:08d}"]
 
 
+def test_the_rate_of_a_cpus_products_is_measured_once_a_start_and_not_in_a_replay(plan, monkeypatch):
+    measured = Mock(return_value=1e9)
+    monkeypatch.setattr("gpt_core.training.step_metrics.product_rate", measured)
+    told = []
+
+    class Listener(Recorder):
+        def on_start(self, plan, flops_a_second):
+            told.append((plan.precision, flops_a_second))
+
+    recorder = Listener()
+    train(replace(plan, precision="fp32"), observer=recorder)
+    assert told == [("fp32", 1e9)]
+    share = recorder.metrics[1]["mfu_palm_of_measured_products"]
+    assert share * 1e9 == pytest.approx(recorder.metrics[1]["tokens_per_second"] * plan.shape.flops_a_token(8))
+    replay(plan.output, 2)
+    assert measured.call_count == 1
+
+
 def test_metrics_have_what_a_person_watches(plan):
     recorder = Recorder()
     summary = train(replace(plan, recipe=Recipe(learning_rate=3e-2)), observer=recorder)
