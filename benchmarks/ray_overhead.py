@@ -27,6 +27,7 @@ from cluster.recording.journal import read_all
 from cluster.session import connect
 from gpt_core.model.presets import ModelShape
 from gpt_core.settings import ClusterSettings
+from gpt_core.sole_writer import sole_writer
 from gpt_core.training.local_ranks import run_on_ranks
 from gpt_core.training.loop import train
 from gpt_core.training.observer import Silence
@@ -109,7 +110,7 @@ def _run_bare(plan: TrainingPlan, num_ranks: int) -> Measured:
 
 
 def _run_on_ray(plan: TrainingPlan, num_ranks: int) -> Measured:
-    with connect(ClusterSettings()):
+    with connect(ClusterSettings()), sole_writer(plan.folder, training._LOCK, 0.0):
         Fitting(
             title="pretrain",
             plan=plan,
