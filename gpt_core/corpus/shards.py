@@ -23,7 +23,7 @@ import xxhash
 
 from gpt_core.digests import row_checksums
 from gpt_core.errors import CorpusError
-from gpt_core.storage import Storage, is_url
+from gpt_core.storage import Storage, is_url, sync_folder
 
 BATCH_TOKENS = 1 << 20  # 2 MiB of uint16 tokens: a read-ahead unit, and the grain at which damage is named
 MAX_LIST_TOKENS = (1 << 31) - 1  # a list column counts its tokens in int32
@@ -281,15 +281,6 @@ class ShardWriter:
             self._sink = _HashedFile(self._temporary)
             self._arrow = pa.ipc.new_file(self._sink, self._schema)
         return self._sink, self._arrow
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a local folder durable (a rename alone may be lost with the power)."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)

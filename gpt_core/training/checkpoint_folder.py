@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from gpt_core.errors import CheckpointError
-from gpt_core.storage import Location, Storage, Url
+from gpt_core.storage import Location, Storage, Url, sync_folder
 
 DESCRIPTION = "checkpoint.json"
 PREFIX = "step-"
@@ -44,7 +44,7 @@ def write_folder(target: Location, put_files: Callable[[Location], Any]) -> None
             shutil.rmtree(aside)
         aside.mkdir(parents=True)
         put_files(aside)
-        _sync_folder(aside)
+        sync_folder(aside)
         _replace_folder(aside, target)
     except OSError:
         shutil.rmtree(aside, ignore_errors=True)
@@ -113,12 +113,4 @@ def _replace_folder(aside: Path, target: Path) -> None:
         # A damaged one of the same step: a folder cannot be renamed over one that is not empty.
         shutil.rmtree(target)
     aside.rename(target)
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(target.parent)

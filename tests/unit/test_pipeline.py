@@ -37,7 +37,9 @@ def test_the_quickstart_passes_every_check_as_it_stands(quickstart: Any) -> None
 
 def test_the_settings_of_the_shakespeare_example_load_with_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    load(PipelineJob, ["--config", "jobs/configs/shakespeare_char.yaml", "--tokenize.input", "text.txt"])
+    job = load(PipelineJob, ["--config", "jobs/configs/shakespeare_char.yaml", "--tokenize.input", "text.txt"])
+    train = job.pretrain.train
+    assert (train.num_steps, train.batch_sequences, job.pretrain.model.num_positions) == (2000, 12, 64)
 
 
 def test_an_empty_prompts_file_is_found_before_the_first_stage(quickstart: Any, tmp_path: Path) -> None:
