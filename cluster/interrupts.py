@@ -28,6 +28,7 @@ _WAITS = {
     ("subprocess.py", "_try_wait"),
     ("ray/_private/worker.py", "get_objects"),
     ("ray/_private/worker.py", "wait"),
+    ("ray/util/placement_group.py", "_call_placement_group_ready"),
     ("ray/serve/_private/client.py", "_wait_for_application_running"),
     ("ray/serve/_private/client.py", "_wait_for_deployment_healthy"),
     ("ray/serve/_private/client.py", "_wait_for_proxies_serving"),

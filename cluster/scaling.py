@@ -4,7 +4,6 @@ Ray adds nodes for demand it sees; jobs here size themselves by the nodes that a
 demand is shown first, as a placement group, which Ray takes back by itself should this process die.
 """
 
-import math
 import time
 
 from cluster.progress import say
@@ -12,6 +11,7 @@ from gpt_core.errors import ResourceError
 from gpt_core.settings import ClusterSettings
 
 _WAIT_SECONDS = 1800.0
+_ASK_SECONDS = 1  # no signal is handled meanwhile
 _FIRST_SAY_SECONDS = 2.0
 _SAY_SECONDS = 30.0
 
@@ -30,16 +30,18 @@ def wait_for_nodes(settings: ClusterSettings) -> None:
     wanted = f"{settings.min_cpus or 0} CPUs and {settings.min_gpus or 0} GPUs"
     group = placement_group(bundles, strategy="PACK")
     try:
-        started = time.monotonic()
-        for turn in range(math.ceil(_WAIT_SECONDS / _SAY_SECONDS)):
-            if group.wait(timeout_seconds=_SAY_SECONDS if turn else _FIRST_SAY_SECONDS):
-                return
-            say(f"waiting for {wanted} ({time.monotonic() - started:.0f} s)")
-        raise ResourceError(
-            "cluster.min_cpus, cluster.min_gpus",
-            f"less than {wanted} free after {_WAIT_SECONDS:g} s",
-            "a cluster that grows to them",
-            "lower them, raise the cluster's max_workers, or look at `ray status` on its head",
-        )
+        started, next_say = time.monotonic(), _FIRST_SAY_SECONDS
+        while not group.wait(timeout_seconds=_ASK_SECONDS):
+            waited = time.monotonic() - started
+            if waited >= _WAIT_SECONDS:
+                raise ResourceError(
+                    "cluster.min_cpus, cluster.min_gpus",
+                    f"less than {wanted} free after {_WAIT_SECONDS:g} s",
+                    "a cluster that grows to them",
+                    "lower them, raise the cluster's max_workers, or look at `ray status` on its head",
+                )
+            if waited >= next_say:
+                say(f"waiting for {wanted} ({waited:.0f} s)")
+                next_say += _SAY_SECONDS
     finally:
         remove_placement_group(group)

@@ -152,8 +152,10 @@ def quiet_libraries() -> None:
 
 
 def _start(settings: ClusterSettings, address: str | None) -> None:
-    import ray
+    import ray._private.worker
 
+    # Where Ray tells a driver of failed calls, also of those that end with Ray Serve: on standard output.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,

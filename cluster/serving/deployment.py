@@ -191,4 +191,16 @@ def handles_only(checkpoint: str, settings: EngineSettings, cluster: Cluster, ap
         application = generator_deployment(checkpoint, settings, cluster, prefill_chunks=settings.num_slots)
         yield serve.run(application, name=app_name, route_prefix=None, logging_config=QUIET_LOGGING)
     finally:
-        serve.delete(app_name)
+        end_application(app_name, cluster)
+
+
+def end_application(name: str, cluster: Cluster) -> None:
+    """Take an application down, and Ray Serve with the last one: its next user may want another address, or one at all.
+
+    A Ray of this job's own ends with it.
+    """
+    from ray import serve
+
+    serve.delete(name)
+    if cluster.address is not None and not serve.status().applications:
+        serve.shutdown()

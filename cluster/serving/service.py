@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.progress import say
-from cluster.serving.deployment import QUIET_LOGGING, generator_deployment, with_settled_precision
+from cluster.serving.deployment import QUIET_LOGGING, end_application, generator_deployment, with_settled_precision
 from cluster.serving.engine_client import EngineClient
 from cluster.serving.http_guard import Access, access_for, is_loopback
 from cluster.session import Cluster, connect, quiet_libraries
@@ -155,10 +155,7 @@ def running(settings: ServeSettings, served: Served, access: Access, cluster: Cl
         finally:
             _drain(handle, settings.drain_seconds)
     finally:
-        serve.delete(APPLICATION)
-        # A Ray of this job's own ends with it, and quietly.
-        if cluster.address is not None and not serve.status().applications:
-            serve.shutdown()
+        end_application(APPLICATION, cluster)
 
 
 def ingress_deployment(generator: Any, served: Served, settings: ServeSettings, access: Access) -> Any:

@@ -12,7 +12,7 @@ from gpt_core.model.presets import ModelShape
 from gpt_core.tokens.tokenizer import load_tokenizer
 from gpt_core.training import checkpoint
 from gpt_core.training.checkpoint import Description
-from tests.e2e.private_head import ADDRESS, ROOT
+from tests.e2e.private_head import ADDRESS, RAY_ADDRESS, ROOT
 
 pytestmark = pytest.mark.slow
 COMPLETE = """
@@ -31,8 +31,13 @@ def write_checkpoint(folder: Path) -> None:
     checkpoint.write(folder, Description(step=1, tokens=1, shape=shape, tokenizer=entry), weights, {})
 
 
-def test_a_deployed_checkpoint_answers_over_http(head, tmp_path):
+def test_a_deployed_checkpoint_answers_over_http_also_after_a_job_that_needed_no_http(head, tmp_path):
     write_checkpoint(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("a\n")
+    words = ["--checkpoint", "model", "--prompts", "prompts.txt", "--output", "made", "--tracking.enabled", "false"]
+    code, out, err = head.run(["herd", "generate", *words], tmp_path, RAY_ADDRESS=RAY_ADDRESS)
+    assert code == 0, out + err
+    assert out.startswith(f"{tmp_path}/made: 1 rows"), "Ray Serve's end was told on standard output"
     config = yaml.safe_load((ROOT / "cluster" / "serve_config.yaml").read_text())
     config["applications"][0]["args"]["checkpoint"] = str(tmp_path / "model")
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))

@@ -50,10 +50,11 @@ def test_a_failing_job_ends_with_its_own_exit_code_and_message(head, text, tmp_p
 
 
 def test_a_detached_job_is_listed_and_stops_when_asked(head, text, tmp_path):
-    code, out, err = head.run(["herd", "submit", *words_for(text, tmp_path / "corpus"), "--detach"], tmp_path)
+    words = [*words_for(text, tmp_path / "corpus"), "--cluster.min_cpus", "3", "--detach"]
+    code, out, err = head.run(["herd", "submit", *words], tmp_path)
     assert code == 0, out + err
     job_id = submitted_as(err)
-    while "tokenize: writing" not in head.run(["herd", "jobs", "logs", job_id], tmp_path)[1]:
+    while "waiting for 3 CPUs" not in head.run(["herd", "jobs", "logs", job_id], tmp_path)[1]:
         time.sleep(0.2)
     code, out, err = head.run(["herd", "jobs", "stop", job_id], tmp_path)
     assert (code, out) == (0, f"{job_id}: STOPPED\n"), err
