@@ -29,7 +29,7 @@ from gpt_core.errors import CorpusError
 from gpt_core.generation.prompts import PromptScan, scan_prompts
 from gpt_core.generation.request import Sampling
 from gpt_core.ledger import Row
-from gpt_core.settings import GenerateSettings, SamplingSettings
+from gpt_core.settings import GenerateSettings, PoolSettings, SamplingSettings
 from gpt_core.sole_writer import sole_writer
 from gpt_core.storage import Location, Storage, is_url, local_folder
 from gpt_core.tokens.midi import require_symusic
@@ -148,6 +148,7 @@ def _perform(settings: GenerateSettings, inputs: Inputs, cluster: Cluster, run: 
     else:
         engine = with_settled_precision(settings.engine, cluster)
         precision = engine.precision
+    num_slots = engine.num_slots * (engine.max_replicas or engine.num_replicas)
     # A name of its own: a shared cluster may run several jobs, and a rerun takes over what a killed one left there.
     application = f"herd-generate-{sha256_hex([settings.output.encode()])[:12]}"
     completing = Completing(
@@ -159,7 +160,7 @@ def _perform(settings: GenerateSettings, inputs: Inputs, cluster: Cluster, run: 
         checkpoint=inputs.decisive["checkpoint"],
         files=inputs.scan.files,
         sampling=sampling_of(settings.sampling),
-        prompts_in_flight=engine.num_slots * (engine.max_replicas or engine.num_replicas),
+        prompts_in_flight=num_slots,
     )
     job = ShardJob(
         title="generate",
@@ -167,7 +168,7 @@ def _perform(settings: GenerateSettings, inputs: Inputs, cluster: Cluster, run: 
         settings={**inputs.decisive, "precision": precision},
         plans=list(enumerate(inputs.scan.ranges)),
         make_worker=functools.partial(PromptCompleter, completing),
-        pool=settings.pool,
+        pool=pool_of(settings, num_slots),
     )
     own = handles_only(str(inputs.checkpoint), engine, cluster, application)
     with contextlib.nullcontext() if service else own:
@@ -177,6 +178,15 @@ def _perform(settings: GenerateSettings, inputs: Inputs, cluster: Cluster, run: 
     ledger.remove()
     record(run, settings, inputs, generated)
     return generated
+
+
+def pool_of(settings: GenerateSettings, num_slots: int) -> PoolSettings:
+    """Return the pool with enough actors for every slot to have a prompt that waits for it: shards end, slots go on."""
+    pool = settings.pool
+    if pool.max_actors is not None:
+        return pool
+    enough = max(-(-2 * num_slots // settings.prompts_per_shard), 2, pool.min_actors)
+    return pool.model_copy(update={"max_actors": enough})
 
 
 def _commit(settings: GenerateSettings, inputs: Inputs, precision: str, rows: list[Row]) -> Generated:

@@ -89,11 +89,11 @@ class GenerateSettings(Settings):
     HERD_API_KEY; null starts replicas for this job."""
     format: Literal["jsonl", "arrow"] = "jsonl"
     """File format of the rows."""
-    prompts_per_shard: Count = 32
+    prompts_per_shard: Count = 128
     """Prompts of one planned shard, a file of the dataset: progress moves by it, and a killed actor does one again."""
     sampling: SamplingSettings = SamplingSettings()
-    engine: EngineSettings = EngineSettings()
-    pool: PoolSettings = PoolSettings(cpus_per_actor=0.1, max_actors=2)
+    engine: EngineSettings = EngineSettings(num_slots=64)
+    pool: PoolSettings = PoolSettings(cpus_per_actor=0.1)
 
 
 class GenerateJob(GenerateSettings, JobSettings):
