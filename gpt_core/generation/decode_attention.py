@@ -1,20 +1,40 @@
-"""Attention of one new position a sequence over its cached keys, in two ways.
+"""Attention of one new position a sequence over its cached keys, in three ways.
 
 ``self_check`` tries on each machine which of them gives a row the same bits in any company.
 
-Shapes: R rows (one a sequence), H heads, L keys, D head width.
+Shapes: R rows (one a sequence), S slots of a block of the cache, H heads, L keys, D head width.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-AttentionKind = Literal["products", "fused"]
+from gpt_core.generation.native_attention import NativeAttention, native_attention
+
+AttentionKind = Literal["native", "products", "fused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Where the rows of a step lie in a block of the cache, and what they see there."""
+
+    places: slice
+    """Of the block."""
+    place_ids: Tensor
+    positions: Tensor
+    num_keys: int
+    masks: Mapping[int | None, Tensor]
+    """Additive, [R, 1, L], of dense layers (key None) and banded ones (key the band); native attention needs none."""
+
+
+Attention = Callable[[Tensor, Tensor, Tensor, Rows, int | None], Tensor]
+"""(qkv_R3HD, keys_SHLD, values_SHLD, rows, band) -> mixed_RHD, once the rows' keys and values are stored."""
+_Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def product_attention(q_RHD: Tensor, keys_RHLD: Tensor, values_RHLD: Tensor, mask_R11L: Tensor) -> Tensor:
@@ -34,11 +54,35 @@ def fused_attention(q_RHD: Tensor, keys_RHLD: Tensor, values_RHLD: Tensor, mask_
     return F.scaled_dot_product_attention(q_RHD[:, :, None], keys_RHLD, values_RHLD, attn_mask=mask_R11L)[:, :, 0]
 
 
-def attention_of(kind: AttentionKind) -> Attention:
-    """Return one of the two."""
-    return product_attention if kind == "products" else fused_attention
+def attention_of(kind: AttentionKind, dtype: torch.dtype, head_width: int) -> Attention:
+    """Return one of the three, for a cache of such values."""
+    if kind == "native":
+        native = native_attention(dtype, head_width)
+        assert native is not None
+        return _natively(native)
+    return _stored_first(product_attention if kind == "products" else fused_attention)
 
 
-def attention_kinds(device: torch.device) -> tuple[AttentionKind, ...]:
-    """Return both, the faster on such a device first."""
-    return ("products", "fused") if device.type == "cpu" else ("fused", "products")
+def attention_kinds(device: torch.device, dtype: torch.dtype, head_width: int) -> tuple[AttentionKind, ...]:
+    """Return those that work on such a device, the fastest first."""
+    if device.type != "cpu":
+        return ("fused", "products")
+    return ("products", "fused") if native_attention(dtype, head_width) is None else ("native", "products", "fused")
+
+
+def _natively(native: NativeAttention) -> Attention:
+    def attention(qkv_R3HD: Tensor, keys_SHLD: Tensor, values_SHLD: Tensor, rows: Rows, band: int | None) -> Tensor:
+        return native(qkv_R3HD, keys_SHLD[rows.places], values_SHLD[rows.places], rows.positions, band)
+
+    return attention
+
+
+def _stored_first(attend: _Attend) -> Attention:
+    def attention(qkv_R3HD: Tensor, keys_SHLD: Tensor, values_SHLD: Tensor, rows: Rows, band: int | None) -> Tensor:
+        q_RHD, k_RHD, v_RHD = qkv_R3HD.unbind(1)
+        keys_SHLD[rows.place_ids, :, rows.positions] = k_RHD
+        values_SHLD[rows.place_ids, :, rows.positions] = v_RHD
+        keys_RHLD, values_RHLD = (stored[rows.places, :, : rows.num_keys] for stored in (keys_SHLD, values_SHLD))
+        return attend(q_RHD, keys_RHLD, values_RHLD, rows.masks[band][:, None])
+
+    return attention

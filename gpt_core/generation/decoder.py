@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt_core.generation.decode_attention import Attention, AttentionKind, attention_of
+from gpt_core.generation.decode_attention import AttentionKind, Rows, attention_of
 from gpt_core.generation.kv_cache import CacheBlock, KVCache, round_up
 from gpt_core.generation.linear_kernels import Kernel, Linear, make_linear
 from gpt_core.generation.sampling import VOCABULARY_STEP
@@ -56,31 +56,6 @@ class _Layer:
     band: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """The rows of a decode step that lie in one block of the cache."""
-
-    block: CacheBlock
-    rows: slice
-    """Of the step."""
-    places: slice
-    """Of the block."""
-    place_ids: Tensor
-    positions: Tensor
-    num_keys: int
-    masks: Mapping[int | None, Tensor]
-    attention: Attention
-
-    def attend(self, index: int, band: int | None, qkv_RHD: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Store the rows' keys and values in layer ``index`` and return mixed_RC of this span's rows."""
-        q_RHD, k_RHD, v_RHD = (part[self.rows] for part in qkv_RHD)
-        keys_SHLD, values_SHLD = self.block.keys[index], self.block.values[index]
-        keys_SHLD[self.place_ids, :, self.positions] = k_RHD
-        values_SHLD[self.place_ids, :, self.positions] = v_RHD
-        keys_RHLD, values_RHLD = (stored[self.places, :, : self.num_keys] for stored in (keys_SHLD, values_SHLD))
-        return self.attention(q_RHD, keys_RHLD, values_RHLD, self.masks[band][:, None]).flatten(1)
-
-
 class Decoder:
     """A GPT's weights laid out for generation.
 
@@ -109,6 +84,7 @@ class Decoder:
         self.shape, self.dtype, self.device = shape, dtype, device
         self.kernel: Kernel = kernel
         self.attention: AttentionKind = attention
+        self._attend = attention_of(attention, dtype, shape.head_width)
         self._product_dtype = torch.float32 if kernel == "int8" else dtype
         self._weights = weights
         self._wte_VC = weights["wte.weight"].detach().to(device)
@@ -152,8 +128,11 @@ class Decoder:
         x_RC = self._embed(tokens_R, positions_R)
         spans = list(self._spans(cache, positions_R, slots, num_keys))
         for index, layer in enumerate(self._layers):
-            q_RHD, k_RHD, v_RHD = self._heads(layer.qkv(layer.ln_1(x_RC)))
-            mixed = [span.attend(index, layer.band, (q_RHD, k_RHD, v_RHD)) for span in spans]
+            qkv_R3HD = self._heads(layer.qkv(layer.ln_1(x_RC)))
+            mixed = [
+                self._attend(qkv_R3HD[own], block.keys[index], block.values[index], rows, layer.band).flatten(1)
+                for block, own, rows in spans
+            ]
             x_RC = self._finish_layer(layer, x_RC, mixed[0] if len(mixed) == 1 else torch.cat(mixed))
         return self._logits(x_RC)
 
@@ -172,7 +151,7 @@ class Decoder:
         own = positions_M.view(num_chunks, CHUNK_TOKENS)
         masks = [self._masks(own[i], chunk.start + CHUNK_TOKENS, self.dtype) for i, chunk in enumerate(chunks)]
         for index, layer in enumerate(self._layers):
-            q_MHD, k_MHD, v_MHD = self._heads(layer.qkv(layer.ln_1(x_MC)))
+            q_MHD, k_MHD, v_MHD = self._heads(layer.qkv(layer.ln_1(x_MC))).unbind(1)
             mixed_MC = torch.zeros(x_MC.shape, dtype=self.dtype, device=self.device)
             for i, (chunk, (block, place)) in enumerate(zip(chunks, places, strict=True)):
                 rows = slice(i * CHUNK_TOKENS, (i + 1) * CHUNK_TOKENS)
@@ -223,9 +202,9 @@ class Decoder:
         known_M = positions_M.clamp(max=self.shape.num_positions - 1)
         return self._wte_VC[tokens_M].float() + self._wpe_LC[known_M]
 
-    def _heads(self, qkv_M3C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = qkv_M3C.to(self.dtype).unflatten(-1, (3, self.shape.n_head, -1)).unbind(1)
-        return q, k, v
+    def _heads(self, qkv_M3C: Tensor) -> Tensor:
+        """Return qkv_M3HD."""
+        return qkv_M3C.to(self.dtype).unflatten(-1, (3, self.shape.n_head, -1))
 
     def _finish_layer(self, layer: _Layer, x_MC: Tensor, mixed_MC: Tensor) -> Tensor:
         x_MC = x_MC + layer.attention_out(mixed_MC).float()
@@ -238,15 +217,16 @@ class Decoder:
         logits_MV[:, self.shape.vocabulary_size :] = -torch.inf
         return logits_MV
 
-    def _spans(self, cache: KVCache, positions_R: Tensor, slots: range, num_keys: tuple[int, ...]) -> Iterator[_Span]:
-        """Yield the step's rows block by block."""
-        attention = attention_of(self.attention)
+    def _spans(
+        self, cache: KVCache, positions_R: Tensor, slots: range, num_keys: tuple[int, ...]
+    ) -> Iterator[tuple[CacheBlock, slice, Rows]]:
+        """Yield the blocks that a step touches, with which of its rows those are and what they see."""
         mask_dtype = torch.float32 if self.attention == "products" else self.dtype
         for (block, rows, places), count in zip(_touched(cache, slots), num_keys, strict=True):
             own_R = positions_R[rows]
             places_R = torch.arange(places.start, places.stop, device=self.device)
-            masks = self._masks(own_R[:, None], count, mask_dtype)
-            yield _Span(block, rows, places, places_R, own_R, count, masks, attention)
+            masks = {} if self.attention == "native" else self._masks(own_R[:, None], count, mask_dtype)
+            yield block, rows, Rows(places, places_R, own_R, count, masks)
 
     def _masks(self, positions_M1: Tensor, num_keys: int, dtype: torch.dtype) -> dict[int | None, Tensor]:
         """Return the additive masks [..., L] of dense layers (key None) and banded ones (key the band)."""

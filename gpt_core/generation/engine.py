@@ -329,7 +329,7 @@ class Engine:
         assert sequence.slot is not None
         self._slots[sequence.slot] = None
         self._admitted.remove(sequence)
-        if self._decoder.attention == "products":  # which pays for all memory that a block has
+        if self._decoder.device.type == "cpu":  # a GPU's recorded steps know the addresses
             block, _ = self._cache.block_of(sequence.slot)
             block.trim(max((other.num_needed for other in self._admitted if other.slot in block.slots), default=0))
         return sequence.slot

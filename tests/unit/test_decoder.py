@@ -8,6 +8,7 @@ from gpt_core.generation.decode_attention import AttentionKind
 from gpt_core.generation.decoder import CHUNK_TOKENS, Chunk, Decoder
 from gpt_core.generation.kv_cache import KVCache
 from gpt_core.generation.linear_kernels import can_compute_int8, can_pack
+from gpt_core.generation.native_attention import native_attention
 from gpt_core.model.presets import ModelShape
 from tests.reference import gpt2_numpy
 from tests.unit.tiny_engine import make_weights
@@ -33,10 +34,12 @@ def forward_all(shape, ids, *, kernel, attention: AttentionKind = "products", dt
 
 @pytest.mark.parametrize("band", [None, 9])
 @pytest.mark.parametrize("kernel", ["plain", "packed"])
-@pytest.mark.parametrize("attention", ["products", "fused"])
+@pytest.mark.parametrize("attention", ["native", "products", "fused"])
 def test_chunks_and_single_tokens_give_the_logits_of_an_independent_forward_pass(band, kernel, attention):
     if kernel == "packed" and not can_pack(CPU, torch.float32):
         pytest.skip("this torch has no packed linear layers; the plain ones are tested")
+    if attention == "native" and native_attention(torch.float32, 16) is None:
+        pytest.skip("no C++ compiler that knows this machine; install g++")
     shape = ModelShape(3, 2, 32, 128, 257, attention_band=band)
     ids = torch.randint(257, (84,), generator=torch.Generator().manual_seed(0)).tolist()
     found = forward_all(shape, ids, kernel=kernel, attention=attention)
