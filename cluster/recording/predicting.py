@@ -16,17 +16,19 @@ from gpt_core import sealed_json
 from gpt_core.errors import CorpusError
 from gpt_core.storage import Location, Storage
 from gpt_core.training.planning import Expected, expect
+from gpt_core.training.step_parts import StepParts
 from gpt_core.training.training_plan import TrainingPlan
 
 EXPECTED = "expected.json"
 
 
 def write_expectation(plan: TrainingPlan, num_workers: int, flops_a_second: float) -> None:
-    """Write what is to be expected of the run at this rate of a worker, once."""
+    """Write what is to be expected of the run, once: at this peak rate of a GPU, or as measured here on a CPU."""
     path = plan.folder / EXPECTED
     if not path.exists():
         value_bytes = 2 if plan.precision == "bf16" else 4
-        sealed_json.write(path, asdict(expect(plan, num_workers, flops_a_second, value_bytes)))
+        pace = flops_a_second if plan.device == "gpu" else _measure_parts(plan)
+        sealed_json.write(path, asdict(expect(plan, num_workers, pace, value_bytes)))
 
 
 def record_comparison(run: Run, plan: TrainingPlan, metrics_journal: Path, checkpoint: Location) -> None:
@@ -69,6 +71,12 @@ def actual_figures(metrics_journal: Path, checkpoint: Location, num_workers: int
         "peak_memory_bytes": max(one["peak_memory_bytes"] for one in steps.values()),
         "checkpoint_bytes": float(sum(size for _, size in Storage.of(checkpoint).list_files(str(checkpoint)))),
     }
+
+
+def _measure_parts(plan: TrainingPlan) -> StepParts:
+    from gpt_core.training.measure_parts import measure_parts  # here, so that the driver starts without torch
+
+    return measure_parts(plan)
 
 
 def _read(path: Path) -> Expected | None:

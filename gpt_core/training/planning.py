@@ -11,6 +11,7 @@ from typing import Literal
 
 from gpt_core.errors import ResourceError, SettingsError
 from gpt_core.model.presets import ModelShape
+from gpt_core.training.step_parts import StepParts
 from gpt_core.training.training_plan import TrainingPlan
 
 Formula = Literal["6N", "palm"]
@@ -307,11 +308,8 @@ class CorpusNeeds:
         return self.num_tokens * token_bytes(self.vocabulary_size)
 
 
-# What `herd pretrain` expects of its own run. The shares of the rate are guesses from other runs: on GPUs of the
-# dense 16-bit peak, as in `herd plan`; on CPUs of what matrix products alone reach, which is measured at the start
-# (this project's steps were 0.55 to 0.75 of it, Xeon without AMX, 2026-11-23).
+# What `herd pretrain` expects of its own run. The share of a GPU's dense 16-bit peak is a guess, as in `herd plan`.
 GPU_SHARE = 0.4
-CPU_SHARE = 0.6
 PROCESS_BYTES = 0.5e9  # an interpreter with torch and Ray, before it trains
 # Values of width d that a layer keeps a token for its backward pass: the stream twice, both LayerNorms' outputs, q, k,
 # v, what attention gives, and the MLP's inside before and after GELU, 4 d each.
@@ -337,22 +335,25 @@ class Expected:
     """Where the rate is from, for people."""
 
 
-def expect(plan: TrainingPlan, num_workers: int, flops_a_second: float, value_bytes: int) -> Expected:
+def expect(plan: TrainingPlan, num_workers: int, pace: float | StepParts, value_bytes: int) -> Expected:
     """Return what to expect of a run of `herd pretrain`.
 
     Args:
         plan: The run.
         num_workers: Workers it starts with.
-        flops_a_second: A worker's rate: a GPU's published peak, or a CPU's rate of matrix products.
+        pace: Of a worker: a GPU's published peak in FLOP/s, or what was measured on a CPU.
         value_bytes: Of a number it computes with: 2 or 4.
     """
-    on_gpu = plan.device == "gpu"
-    share = GPU_SHARE if on_gpu else CPU_SHARE
+    if isinstance(pace, StepParts):
+        step_tokens = plan.batch_sequences * plan.window_tokens
+        tokens_per_second = step_tokens / pace.step_seconds(plan, num_workers, value_bytes)
+        rate_from = f"a worker's {pace}, measured at the start"
+    else:
+        tokens_per_second = num_workers * GPU_SHARE * pace / plan.shape.flops_a_token(plan.window_tokens)
+        peak = f"{pace / 1e9:,.0f} GFLOP/s a worker"
+        rate_from = f"{GPU_SHARE:.0%} of {peak}, published peak, with attention's FLOPs (PaLM)"
     num_tokens = plan.tokens_after(plan.num_steps)
-    flops_a_token = plan.shape.flops_a_token(plan.window_tokens) if on_gpu else 6.0 * plan.shape.num_parameters
-    tokens_per_second = num_workers * share * flops_a_second / flops_a_token
     seconds = num_tokens / tokens_per_second
-    origin = "published peak, with attention's FLOPs (PaLM)" if on_gpu else "products measured at the start, 6 N"
     return Expected(
         num_workers=num_workers,
         num_tokens=num_tokens,
@@ -361,7 +362,7 @@ def expect(plan: TrainingPlan, num_workers: int, flops_a_second: float, value_by
         worker_hours=num_workers * seconds / 3600,
         peak_memory_bytes=worker_bytes(plan, num_workers, value_bytes),
         checkpoint_bytes=checkpoint_bytes(plan.shape),
-        rate_from=f"{share:.0%} of {flops_a_second / 1e9:,.0f} GFLOP/s a worker, {origin}",
+        rate_from=rate_from,
     )
 
 
