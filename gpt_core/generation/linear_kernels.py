@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt_core.generation.int8_rows import PEAK, ZERO, int8_rows
+
 Linear = Callable[[Tensor], Tensor]
 Kernel = Literal["plain", "packed", "int8"]
 PACKED_ROWS = 64  # the packed layout is chosen for about this many rows; others are right, too
-INT8_PEAK = 127.0
-_ZERO_POINT = 128
 _TINY = 1e-30
 
 
@@ -59,22 +59,19 @@ def int8_linear(weight_OI: Tensor, bias_O: Tensor | None, *, gelu: bool = False)
         RuntimeError, AttributeError: This torch has no such operators.
     """
     operators: Any = torch.ops.onednn
-    scale_O = weight_OI.float().abs().amax(1) / INT8_PEAK
+    scale_O = weight_OI.float().abs().amax(1) / PEAK
     rounded_OI = (weight_OI.float() / scale_O[:, None].clamp_min(_TINY)).round_().to(torch.int8)
     # The shape only chooses the layout; a weight that is not contiguous would be packed wrong.
     packed = operators.qlinear_prepack(rounded_OI.contiguous(), [PACKED_ROWS, weight_OI.shape[1]])
     zero_O = torch.zeros(len(scale_O), dtype=torch.int64)
     product = operators.qlinear_pointwise
     output = (None, 1.0, 0, torch.float32, "none", [], "")
+    rows = int8_rows(weight_OI.shape[1], len(scale_O))
 
     def apply(x_MI: Tensor) -> Tensor:
-        peak_M1 = x_MI.abs().amax(1, keepdim=True).float().clamp_min_(_TINY)
-        # Cut off after half is added: rounding of numbers that are never below 1.
-        x_MI = (x_MI * (INT8_PEAK / peak_M1)).add_(_ZERO_POINT + 0.5).to(torch.uint8)
-        x_MO = product(x_MI, 1.0, _ZERO_POINT, packed, scale_O, zero_O, *output)
-        scale_M1 = peak_M1 / INT8_PEAK
-        x_MO = x_MO.mul_(scale_M1) if bias_O is None else torch.addcmul(bias_O, x_MO, scale_M1)
-        return F.gelu(x_MO, approximate="tanh") if gelu else x_MO
+        rounded_MI, peak_M = rows.quantize(x_MI)
+        x_MO = product(rounded_MI, 1.0, ZERO, packed, scale_O, zero_O, *output)
+        return rows.rescale(x_MO, peak_M, bias_O, gelu=gelu)
 
     return apply
 

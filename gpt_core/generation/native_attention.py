@@ -1,4 +1,4 @@
-"""Attention of decode steps in C++, compiled for this machine when an engine loads; a third of a second.
+"""Attention of decode steps in C++.
 
 PyTorch's products read the cache at a third of the rate that memory allows, and all of it that there is memory for:
 64 rows of GPT-2, 12 layers, take 13.6 ms at 64 positions in bf16 and 23.7 at 128, these 4.3 at 41 and 7.0 at 71
@@ -10,24 +10,15 @@ Shapes: R rows (one a sequence), S slots, H heads, L positions there is memory f
 import ctypes
 import functools
 import logging
-import os
-import shlex
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from gpt_core.generation.native_code import LANES, CompileError, compiled, for_all_rows
+
 _log = logging.getLogger(__name__)
-_SOURCE = Path(__file__).with_name("decode_attention.cpp")
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
 _ELEMENTS = {torch.bfloat16: "uint16_t", torch.float32: "float"}
-_LANES = 16
-_COMPILE_SECONDS = 60
 _NO_BAND = 1 << 62
 
 NativeAttention = Callable[[Tensor, Tensor, Tensor, Tensor, int | None], Tensor]
@@ -38,11 +29,11 @@ and values at their positions and attends to those up to there, no more than ``b
 @functools.cache
 def native_attention(dtype: torch.dtype, head_width: int) -> NativeAttention | None:
     """Return attention for such a cache, None where it cannot be compiled here or its results are wrong."""
-    if dtype not in _ELEMENTS or head_width % _LANES:
+    if dtype not in _ELEMENTS or head_width % LANES:
         return None
     try:
-        attend = _compiled(dtype, head_width)
-    except (OSError, subprocess.SubprocessError) as error:
+        attend = _attend(dtype, head_width)
+    except CompileError as error:
         _log.warning("generation: attention is slower than it could be, its C++ was not compiled: %s", error)
         return None
 
@@ -57,45 +48,17 @@ def native_attention(dtype: torch.dtype, head_width: int) -> NativeAttention | N
             addresses = [tensor[rows].data_ptr() for tensor in tensors]
             attend(*addresses, len(mixed_RHD[rows]), num_heads, keys_RHLD.shape[2], band or _NO_BAND)
 
-        _for_all(num_rows, attend_rows)
+        for_all_rows(num_rows, attend_rows)
         return mixed_RHD
 
     return attention if _is_right(attention, dtype, head_width) else None
 
 
-def _compiled(dtype: torch.dtype, head_width: int) -> Callable[..., None]:
-    """Compile the source for this machine and load it.
-
-    Raises:
-        OSError, subprocess.SubprocessError: There is no compiler, or it fails.
-    """
-    command = shlex.split(os.environ.get("CXX", "c++"))
-    if shutil.which(command[0]) is None:
-        raise FileNotFoundError(f"no C++ compiler {command[0]!r}; install g++, or set CXX")
-    sizes = (f"-DELEMENT={_ELEMENTS[dtype]}", f"-DHEAD_WIDTH={head_width}")
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder, "attention.so")
-        words = [*command, *_FLAGS, *sizes, str(_SOURCE), "-o", str(library)]
-        subprocess.run(words, check=True, capture_output=True, timeout=_COMPILE_SECONDS)  # noqa: S603 - no shell
-        attend = ctypes.CDLL(str(library)).attend
+def _attend(dtype: torch.dtype, head_width: int) -> Callable[..., None]:
+    attend = compiled("attention.cpp", ELEMENT=_ELEMENTS[dtype], HEAD_WIDTH=head_width).attend
     attend.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 4
     attend.restype = None
     return attend
-
-
-def _for_all(num_rows: int, attend_rows: Callable[[slice], None]) -> None:
-    """Call for all rows, in as many parts as torch has threads; ctypes lets other threads run meanwhile."""
-    num_parts = min(torch.get_num_threads(), num_rows)
-    if num_parts == 1:
-        attend_rows(slice(num_rows))
-        return
-    bounds = [num_rows * part // num_parts for part in range(num_parts + 1)]
-    list(_threads(num_parts).map(attend_rows, map(slice, bounds[:-1], bounds[1:])))
-
-
-@functools.cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, "attention")
 
 
 def _is_right(attention: NativeAttention, dtype: torch.dtype, head_width: int) -> bool:

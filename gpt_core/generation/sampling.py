@@ -26,6 +26,7 @@ from gpt_core.generation.kv_cache import round_up
 from gpt_core.generation.request import GenerationRequest, Sampling, TokenLogprob
 
 VOCABULARY_STEP = 128
+_BLOCK_IDS = 64  # ids that are looked at together first
 WEIGHT_UNITS = 2.0**36
 MAX_VOCABULARY = 2**17
 """2^17 weights of at most 2^36 add up to at most 2^53, the last exact whole number of a float64."""
@@ -222,17 +223,17 @@ def top_candidates(logits_RV: Tensor, num_candidates: int) -> tuple[Tensor, Tens
     Exact in two levels where K is small: each of the K blocks with the highest maxima (equal ones
     by index) holds a token that ranks before any token of the other blocks.
     """
-    num_blocks = logits_RV.shape[1] // VOCABULARY_STEP
+    num_blocks = logits_RV.shape[1] // _BLOCK_IDS
     if num_candidates * 2 >= num_blocks:
         ids_RV = torch.arange(logits_RV.shape[1], device=logits_RV.device).expand_as(logits_RV)
         return _rank(logits_RV, ids_RV, num_candidates)
-    blocks_RBW = logits_RV.unflatten(-1, (num_blocks, VOCABULARY_STEP))
+    blocks_RBW = logits_RV.unflatten(-1, (num_blocks, _BLOCK_IDS))
     maxima_RB = blocks_RBW.amax(-1)
     block_ids = torch.arange(num_blocks, device=logits_RV.device).expand_as(maxima_RB)
     _, best_RK = _rank(maxima_RB, block_ids, num_candidates)
-    values = blocks_RBW.gather(1, best_RK[:, :, None].expand(-1, -1, VOCABULARY_STEP)).flatten(1)
-    within = torch.arange(VOCABULARY_STEP, device=logits_RV.device)
-    ids = (best_RK[:, :, None] * VOCABULARY_STEP + within).flatten(1)
+    values = blocks_RBW.gather(1, best_RK[:, :, None].expand(-1, -1, _BLOCK_IDS)).flatten(1)
+    within = torch.arange(_BLOCK_IDS, device=logits_RV.device)
+    ids = (best_RK[:, :, None] * _BLOCK_IDS + within).flatten(1)
     return _rank(values, ids, num_candidates)
 
 

@@ -19,6 +19,12 @@ def _compiler() -> None:
         pytest.skip("no C++ compiler that knows this machine; install g++")
 
 
+def attention(dtype, width):
+    found = attention_for(dtype, width)
+    assert found is not None
+    return found
+
+
 def example(dtype, width, num_heads=3, num_keys=64):
     generator = torch.Generator().manual_seed(width)
     size = (len(POSITIONS), num_heads, num_keys, width)
@@ -48,7 +54,7 @@ def by_numpy(qkv, keys, values, band):
 def test_mixed_values_are_those_of_float64(dtype, error, width, band):
     qkv, keys, values = example(dtype, width)
     expected = by_numpy(qkv, keys, values, band or 1000)
-    found = attention_for(dtype, width)(qkv, keys, values, POSITIONS, band)
+    found = attention(dtype, width)(qkv, keys, values, POSITIONS, band)
     assert found.dtype == dtype
     np.testing.assert_allclose(found.double().numpy(), expected, atol=error, rtol=0)
 
@@ -58,7 +64,7 @@ def test_keys_and_values_are_stored_at_the_rows_positions_and_nowhere_else():
     expected = keys.clone(), values.clone()
     for part, stored in enumerate(expected, start=1):
         stored[torch.arange(len(POSITIONS)), :, POSITIONS] = qkv[:, part]
-    attention_for(torch.bfloat16, 64)(qkv, keys, values, POSITIONS, None)
+    attention(torch.bfloat16, 64)(qkv, keys, values, POSITIONS, None)
     assert torch.equal(keys, expected[0])
     assert torch.equal(values, expected[1])
 
@@ -66,7 +72,7 @@ def test_keys_and_values_are_stored_at_the_rows_positions_and_nowhere_else():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bits_depend_neither_on_other_rows_nor_on_memory_past_the_position_nor_on_threads(dtype):
     qkv, keys, values = example(dtype, 64)
-    attend = attention_for(dtype, 64)
+    attend = attention(dtype, 64)
     together = attend(qkv, keys.clone(), values.clone(), POSITIONS, None)
     wider_keys, wider_values = (torch.cat([part, torch.full_like(part, torch.nan)], 2) for part in (keys, values))
     threads = torch.get_num_threads()
@@ -86,10 +92,10 @@ def test_bits_depend_neither_on_other_rows_nor_on_memory_past_the_position_nor_o
 def test_scores_far_apart_lose_nothing_and_damage_shows(dtype):
     qkv, keys, values = example(dtype, 16, num_keys=64)
     qkv[:, 0] *= 100
-    found = attention_for(dtype, 16)(qkv, keys.clone(), values, POSITIONS, None)
+    found = attention(dtype, 16)(qkv, keys.clone(), values, POSITIONS, None)
     np.testing.assert_allclose(found.double().numpy(), by_numpy(qkv, keys, values, 1000), atol=2e-2, rtol=0)
     keys[2, 0, 3] = torch.nan
-    found = attention_for(dtype, 16)(qkv, keys, values, POSITIONS, None)
+    found = attention(dtype, 16)(qkv, keys, values, POSITIONS, None)
     assert found[2, 0].isnan().all()
     assert not found[[0, 1, 3, 4, 5, 6]].isnan().any()
 
@@ -108,7 +114,7 @@ def test_wrong_results_of_a_compiler_are_not_used(monkeypatch):
     def attend(*_: object) -> None:
         """Write nothing, as a function compiled wrong might."""
 
-    monkeypatch.setattr(native_attention, "_compiled", lambda *_: attend)
+    monkeypatch.setattr(native_attention, "_attend", lambda *_: attend)
     assert attention_for.__wrapped__(torch.float32, 32) is None
 
 
@@ -116,6 +122,6 @@ def test_a_compiler_that_fails_is_told_of(monkeypatch, caplog):
     def fail(*_: object) -> None:
         raise subprocess.CalledProcessError(1, ["c++"])
 
-    monkeypatch.setattr(native_attention, "_compiled", fail)
+    monkeypatch.setattr(native_attention, "_attend", fail)
     assert attention_for.__wrapped__(torch.float32, 32) is None
     assert "attention is slower than it could be" in caplog.text

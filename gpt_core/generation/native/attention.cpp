@@ -1,70 +1,20 @@
-// Attention of one new position a row over the keys that its own sequence has cached; compiled by native_attention.py,
-// which sets ELEMENT (float, or uint16_t for bf16) and HEAD_WIDTH, a multiple of 16.
+// Attention of one new position a row over the keys that its own sequence has cached. Compiled with ELEMENT (float, or
+// uint16_t for bf16) and HEAD_WIDTH, a multiple of 16, by native_attention.py.
 //
 // A row reads its own sequence alone, always in the same order, so its bits depend on nothing else. Scores, weights and
 // sums are in fp32.
 
-#include <cstdint>
-#include <cstring>
 #include <vector>
+
+#include "vectors.h"
 
 namespace {
 
-constexpr int kLanes = 16;
 constexpr int kVectors = HEAD_WIDTH / kLanes;
-typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
-typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
-
-Floats load(const float* from) {
-  Floats values;
-  std::memcpy(&values, from, sizeof(values));
-  return values;
-}
-
-Floats load(const uint16_t* from) {  // bf16 is the upper half of fp32
-  Halves halves;
-  std::memcpy(&halves, from, sizeof(halves));
-  return (Floats)(__builtin_convertvector(halves, Words) << 16);
-}
-
-void store(Floats values, float* to) { std::memcpy(to, &values, sizeof(values)); }
-
-void store(Floats values, uint16_t* to) {  // to the nearest, ties to even; what is no number stays none
-  const Words bits = (Words)values;
-  const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Halves halves = __builtin_convertvector(values == values ? rounded : Words{} + 0x7fc0, Halves);
-  std::memcpy(to, &halves, sizeof(halves));
-}
 
 // Begins to read a position of a head, which memory would otherwise hand over only once it is waited for.
 void fetch(const ELEMENT* from) {
   for (int byte = 0; byte < HEAD_WIDTH * int(sizeof(ELEMENT)); byte += 64) __builtin_prefetch((const char*)from + byte);
-}
-
-float sum_of(Floats values) {
-  for (int step = kLanes / 2; step > 0; step /= 2)
-    for (int lane = 0; lane < step; ++lane) values[lane] += values[lane + step];
-  return values[0];
-}
-
-float largest_of(Floats values) {
-  float largest = values[0];
-  for (int lane = 1; lane < kLanes; ++lane) largest = values[lane] > largest ? values[lane] : largest;
-  return largest;
-}
-
-// e to the x for x <= 0, zero where bf16 and fp32 have next to nothing left: two to a whole number times the Taylor
-// series of the rest, which is at most half of ln 2.
-Floats exponential(Floats x) {
-  const Floats least = Floats{} - 87.0f;
-  const Ints whole = __builtin_convertvector((x < least ? least : x) * 1.44269504f - 0.5f, Ints);
-  const Floats count = __builtin_convertvector(whole, Floats);
-  const Floats rest = x - count * 0.693359375f + count * 2.12194440e-4f;  // ln 2 in two parts
-  Floats series = Floats{} + 1.0f / 5040;
-  for (const float term : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) series = series * rest + term;
-  return x < least ? Floats{} : series * (Floats)((whole + 127) << 23);
 }
 
 // Returns the weights' sum; they are not divided by it. There is room for whole vectors of them.
@@ -119,8 +69,10 @@ extern "C" void attend(const ELEMENT* rows, ELEMENT* keys, ELEMENT* values, ELEM
       ELEMENT* own_values = values + index * capacity * HEAD_WIDTH;
       std::memcpy(own_keys + position * HEAD_WIDTH, query + num_heads * HEAD_WIDTH, HEAD_WIDTH * sizeof(ELEMENT));
       std::memcpy(own_values + position * HEAD_WIDTH, query + 2 * num_heads * HEAD_WIDTH, HEAD_WIDTH * sizeof(ELEMENT));
-      const float total = weigh(query, own_keys + first * HEAD_WIDTH, count, weights.data(), own_values + first * HEAD_WIDTH);
-      mix(weights.data(), total, own_values + first * HEAD_WIDTH, count, mixed + index * HEAD_WIDTH, own_keys + (capacity + first) * HEAD_WIDTH);
+      const ELEMENT* seen_keys = own_keys + first * HEAD_WIDTH;
+      const ELEMENT* seen_values = own_values + first * HEAD_WIDTH;
+      const float total = weigh(query, seen_keys, count, weights.data(), seen_values);
+      mix(weights.data(), total, seen_values, count, mixed + index * HEAD_WIDTH, seen_keys + capacity * HEAD_WIDTH);
     }
   }
 }

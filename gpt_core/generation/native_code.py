@@ -1,0 +1,57 @@
+"""C++ of the folder ``native``, compiled for this machine when an engine first needs it; a third of a second a file.
+
+Nothing is kept on disk: what was compiled for another CPU is never run here. Where there is no compiler the caller has
+another way, in PyTorch.
+"""
+
+import ctypes
+import functools
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+_FOLDER = Path(__file__).with_name("native")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
+_COMPILE_SECONDS = 60
+LANES = 16
+"""Widths must be multiples of this."""
+CompileError = (OSError, subprocess.SubprocessError)
+
+
+def compiled(source: str, **names: str | int) -> ctypes.CDLL:
+    """Compile a file of the folder, with the names defined, and load it.
+
+    Raises:
+        OSError, subprocess.SubprocessError: There is no compiler, or it fails; caught as CompileError.
+    """
+    command = shlex.split(os.environ.get("CXX", "c++"))
+    if shutil.which(command[0]) is None:
+        raise FileNotFoundError(f"no C++ compiler {command[0]!r}; install g++, or set CXX")
+    defines = [f"-D{name}={value}" for name, value in names.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder, "native.so")
+        words = [*command, *_FLAGS, *defines, str(_FOLDER / source), "-o", str(library)]
+        subprocess.run(words, check=True, capture_output=True, timeout=_COMPILE_SECONDS)  # noqa: S603 - no shell
+        return ctypes.CDLL(str(library))
+
+
+def for_all_rows(num_rows: int, do: Callable[[slice], None]) -> None:
+    """Call for all rows, in as many parts as torch has threads; other threads run while ctypes is in a call."""
+    num_parts = min(torch.get_num_threads(), num_rows)
+    if num_parts <= 1:
+        do(slice(num_rows))
+        return
+    bounds = [num_rows * part // num_parts for part in range(num_parts + 1)]
+    list(_threads(num_parts).map(do, map(slice, bounds[:-1], bounds[1:])))
+
+
+@functools.cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "native")
