@@ -51,7 +51,10 @@ def native_attention(dtype: torch.dtype, head_width: int) -> NativeAttention | N
         for_all_rows(num_rows, attend_rows)
         return mixed_RHD
 
-    return attention if _is_right(attention, dtype, head_width) else None
+    if _is_right(attention, dtype, head_width):
+        return attention
+    _log.warning("generation: attention is slower than it could be, its C++ was compiled wrong; set CXX to another")
+    return None
 
 
 def _attend(dtype: torch.dtype, head_width: int) -> Callable[..., None]:

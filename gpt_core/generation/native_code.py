@@ -31,15 +31,30 @@ def compiled(source: str, **names: str | int) -> ctypes.CDLL:
     Raises:
         OSError, subprocess.SubprocessError: There is no compiler, or it fails; caught as CompileError.
     """
-    command = shlex.split(os.environ.get("CXX", "c++"))
-    if shutil.which(command[0]) is None:
-        raise FileNotFoundError(f"no C++ compiler {command[0]!r}; install g++, or set CXX")
+    command = _compiler()
     defines = [f"-D{name}={value}" for name, value in names.items()]
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder, "native.so")
         words = [*command, *_FLAGS, *defines, str(_FOLDER / source), "-o", str(library)]
-        subprocess.run(words, check=True, capture_output=True, timeout=_COMPILE_SECONDS)  # noqa: S603 - no shell
+        done = subprocess.run(  # noqa: S603 - no shell
+            words, check=False, capture_output=True, text=True, errors="replace", timeout=_COMPILE_SECONDS
+        )
+        if done.returncode:
+            first_line = done.stderr.strip().partition("\n")[0]
+            raise OSError(f"{shlex.join(command)} ended with {done.returncode}: {first_line}")
         return ctypes.CDLL(str(library))
+
+
+def _compiler() -> list[str]:
+    """Return the words of $CXX, or c++ where it is unset or empty."""
+    given = os.environ.get("CXX", "").strip() or "c++"
+    try:
+        words = shlex.split(given)
+    except ValueError as error:
+        raise OSError(f"CXX is {given!r}: {error}; set it to a compiler") from error
+    if shutil.which(words[0]) is None:
+        raise FileNotFoundError(f"no C++ compiler {words[0]!r}; install g++, or set CXX")
+    return words
 
 
 def for_all_rows(num_rows: int, do: Callable[[slice], None]) -> None:

@@ -110,12 +110,13 @@ def test_without_a_compiler_products_do_the_work(monkeypatch):
     assert kinds == ("products", "fused")
 
 
-def test_wrong_results_of_a_compiler_are_not_used(monkeypatch):
+def test_wrong_results_of_a_compiler_are_not_used_and_told_of(monkeypatch, caplog):
     def attend(*_: object) -> None:
         """Write nothing, as a function compiled wrong might."""
 
     monkeypatch.setattr(native_attention, "_attend", lambda *_: attend)
     assert attention_for.__wrapped__(torch.float32, 32) is None
+    assert "attention is slower than it could be, its C++ was compiled wrong" in caplog.text
 
 
 def test_a_compiler_that_fails_is_told_of(monkeypatch, caplog):
