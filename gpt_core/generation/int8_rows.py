@@ -8,6 +8,7 @@ Shapes: M rows, I values in, O values out.
 
 import ctypes
 import functools
+import logging
 from typing import Protocol
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from gpt_core.generation.native_code import LANES, CompileError, compiled, for_all_rows
 
+_log = logging.getLogger(__name__)
 PEAK = 127.0
 ZERO = 128
 _TINY = 1e-30
@@ -69,8 +71,8 @@ class NativeRows:
     def quantize(self, x_MI: Tensor) -> tuple[Tensor, Tensor]:
         """Round to nearest."""
         x_MI = x_MI.contiguous()
-        rounded_MI = torch.empty(x_MI.shape, dtype=torch.uint8)
-        peak_M = torch.empty(len(x_MI))
+        rounded_MI = x_MI.new_empty(x_MI.shape, dtype=torch.uint8)
+        peak_M = x_MI.new_empty(len(x_MI), dtype=torch.float32)
         call = self._quantize[x_MI.dtype]
 
         def quantize_rows(rows: slice) -> None:
@@ -97,7 +99,8 @@ def _native_rows() -> NativeRows | None:
     """Return the rows in C++, None where they cannot be compiled here or are wrong."""
     try:
         native = NativeRows()
-    except CompileError:
+    except CompileError as error:
+        _log.warning("generation: int8 is slower than it could be, its C++ was not compiled: %s", error)
         return None
     generator = torch.Generator().manual_seed(0)
     x_MI, bias_I = torch.randn(3, 2 * LANES, generator=generator), torch.randn(2 * LANES, generator=generator)
@@ -107,7 +110,10 @@ def _native_rows() -> NativeRows | None:
     is_right = (found_MI.int() - expected_MI.int()).abs().max() <= 1 and torch.allclose(
         found_MO, expected_MO, atol=1e-5
     )
-    return native if is_right else None
+    if is_right:
+        return native
+    _log.warning("generation: int8 is slower than it could be, its C++ was compiled wrong; set CXX to another")
+    return None
 
 
 def int8_rows(num_inputs: int, num_outputs: int) -> Int8Rows:

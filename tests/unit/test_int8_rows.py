@@ -1,10 +1,12 @@
 """Promises of gpt_core.generation.int8_rows: rows rounded to 8 bits and scaled back, in C++ as in PyTorch and NumPy."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
 
-from gpt_core.generation.int8_rows import NativeRows, TorchRows, int8_rows
+from gpt_core.generation.int8_rows import NativeRows, TorchRows, _native_rows, int8_rows
 from gpt_core.generation.native_code import CompileError
 
 
@@ -85,6 +87,28 @@ def test_bits_depend_neither_on_company_nor_on_threads():
                 assert torch.equal(own_scaled[0], scaled[row])
     finally:
         torch.set_num_threads(threads)
+
+
+def test_what_torch_makes_by_default_makes_no_difference(rows):
+    """Peaks in bf16 would have half the memory that C++ writes to."""
+    x = example(1000, 64)
+    expected = rows.quantize(x)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = rows.quantize(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found[1].dtype == torch.float32
+    assert all(map(torch.equal, found, expected))
+
+
+def test_a_compiler_that_is_missing_or_wrong_is_told_of(monkeypatch, caplog):
+    monkeypatch.setattr("gpt_core.generation.int8_rows.compiled", Mock(side_effect=FileNotFoundError("no c++")))
+    assert _native_rows.__wrapped__() is None
+    assert "int8 is slower than it could be, its C++ was not compiled: no c++" in caplog.text
+    monkeypatch.setattr("gpt_core.generation.int8_rows.compiled", Mock())  # whose functions do nothing
+    assert _native_rows.__wrapped__() is None
+    assert "int8 is slower than it could be, its C++ was compiled wrong" in caplog.text
 
 
 def test_widths_that_are_no_whole_vectors_are_left_to_pytorch():
