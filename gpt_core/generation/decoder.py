@@ -103,9 +103,9 @@ class Decoder:
     def decode(self, cache: KVCache, tokens_R: Tensor, positions_R: Tensor, slots: range, key_step: int) -> Tensor:
         """Store one token's keys and values in each slot of ``slots`` and return fp32 logits_RV.
 
-        Logits of ids past the vocabulary are -inf. Each block of the cache attends to the least multiple
-        of ``key_step`` (one of KEY_STEPS, or the cache's length) that exceeds its positions, or by products
-        to all that it has memory for. It changes no bit of a row.
+        Logits of ids past the vocabulary are -inf. Natively a row attends to its own positions alone; else each block
+        of the cache to the least multiple of ``key_step`` (one of KEY_STEPS, or the cache's length) that exceeds its
+        positions, or by products to all that it has memory for. It changes no bit of a row.
         """
         num_keys = self.reserve(cache, positions_R, slots, key_step)
         return self.decode_rows(cache, tokens_R.to(self.device), positions_R.to(self.device), slots, num_keys)

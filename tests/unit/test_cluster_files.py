@@ -286,3 +286,5 @@ def test_what_is_taken_along_builds_a_wheel_with_code_configs_and_page(taken, co
         *names
     }
     assert any(name.endswith(".html") for name in names)
+    native = (ROOT / "gpt_core" / "generation" / "native").iterdir()
+    assert {f"gpt_core/generation/native/{file.name}" for file in native} <= {*names}
