@@ -33,7 +33,7 @@ def compiled(source: str, **names: str | int) -> ctypes.CDLL:
     """
     command = _compiler()
     defines = [f"-D{name}={value}" for name, value in names.items()]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # NFS keeps what is loaded
         library = Path(folder, "native.so")
         words = [*command, *_FLAGS, *defines, str(_FOLDER / source), "-o", str(library)]
         done = subprocess.run(  # noqa: S603 - no shell

@@ -1,5 +1,7 @@
 """Promises of gpt_core.generation.native_code: which compiler is called, and what is said of one that fails."""
 
+import errno
+import os
 import shutil
 
 import pytest
@@ -19,6 +21,20 @@ def test_an_empty_cxx_is_as_good_as_none(monkeypatch, given):
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler; install g++")
     monkeypatch.setenv("CXX", given)
+    assert compiled("int8_rows.cpp").rescale
+
+
+def test_a_folder_that_cannot_be_removed_yet_is_no_reason_to_go_without(monkeypatch, tmp_path):
+    """As on NFS, which keeps a file that is still mapped under another name."""
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler; install g++")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def rmdir(path, **_):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+
+    monkeypatch.setattr("os.rmdir", rmdir)
     assert compiled("int8_rows.cpp").rescale
 
 
