@@ -11,7 +11,7 @@ from typing import Literal
 
 from gpt_core.errors import ResourceError, SettingsError
 from gpt_core.model.presets import ModelShape
-from gpt_core.training.step_parts import StepParts
+from gpt_core.training.step_parts import GRADIENT_BYTES, StepParts
 from gpt_core.training.training_plan import TrainingPlan
 
 Formula = Literal["6N", "palm"]
@@ -23,7 +23,6 @@ GPUS_A_NODE = 8  # tensor-parallel ways stay within a node
 WEIGHTS_AND_GRADIENTS_BYTES = 4  # bf16 each
 OPTIMIZER_BYTES = 12  # fp32 weights and two Adam moments
 CHECKPOINT_BYTES = 12  # the same, as written
-GRADIENT_BYTES = 4  # as summed between GPUs: fp32
 # `herd tokenize`, by processor time: 2-core Xeon without AMX, 2026-11-24 (benchmarks/RESULTS.md).
 TEXT_BYTES_A_CORE_SECOND = {"gigatoken": 102.1e6, "tiktoken": 10.1e6}
 
