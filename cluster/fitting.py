@@ -249,6 +249,7 @@ def _trainer(fitting: Fitting, count: int, losses: Losses) -> Any:
     from ray.train.torch import TorchTrainer
 
     from cluster.restart_in_place import RestartInPlace
+    from cluster.torch_group import NodeTorchConfig
 
     quiet_libraries()
     plan, worker = fitting.plan, fitting.worker
@@ -260,6 +261,7 @@ def _trainer(fitting: Fitting, count: int, losses: Losses) -> Any:
     return TorchTrainer(
         fitting.work,
         train_loop_config={"plan": plan.to_dict()},
+        torch_config=NodeTorchConfig(),
         scaling_config=ScalingConfig(
             num_workers=count,
             use_gpu=worker.gpus > 0,

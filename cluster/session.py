@@ -152,6 +152,7 @@ def quiet_libraries() -> None:
 
 
 def _start(settings: ClusterSettings, address: str | None) -> None:
+    import ray._private.ray_constants
     import ray._private.worker
 
     # Where Ray tells a driver of failed calls, also of those that end with Ray Serve: on standard output.
@@ -162,6 +163,7 @@ def _start(settings: ClusterSettings, address: str | None) -> None:
         "configure_logging": True,
     }
     if address is None:
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # as in _LOOPBACK_RAY, for a ray imported before
         with _native_code_silenced():
             ray.init(
                 address="local",

@@ -6,6 +6,7 @@ calls them through a handle and starts no HTTP server at all.
 
 import asyncio
 import contextlib
+import importlib
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,7 @@ class Generator:
         from gpt_core.tokens.tokenizer import load_tokenizer
         from gpt_core.training import checkpoint as checkpoints
 
+        listen_on_loopback()
         torch.set_num_threads(settings.threads_per_replica)
         device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
         loaded = checkpoints.load(checkpoint)
@@ -90,6 +92,21 @@ class Generator:
         """Raise the engine's failure, so that Ray Serve replaces this replica."""
         if self._loop.failure:
             raise self._loop.failure
+
+
+def listen_on_loopback() -> None:
+    """Keep Ray Serve's own server of this replica off the network; to be called before Ray Serve starts it.
+
+    It unpickles whatever it is sent and would listen on every interface. Nothing is sent to it: calls between
+    deployments are calls of actors, unless RAY_SERVE_USE_GRPC_BY_DEFAULT is set.
+    """
+    from ray.serve._private.constants import RAY_SERVE_USE_GRPC_BY_DEFAULT
+
+    if RAY_SERVE_USE_GRPC_BY_DEFAULT:
+        return
+    replica: Any = importlib.import_module("ray.serve._private.replica")
+    add_port = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, _: add_port(server, "127.0.0.1:0")
 
 
 def with_settled_precision(settings: EngineSettings, cluster: Cluster) -> EngineSettings:

@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.progress import say
-from cluster.serving.deployment import QUIET_LOGGING, end_application, generator_deployment, with_settled_precision
+from cluster.serving.deployment import (
+    QUIET_LOGGING,
+    end_application,
+    generator_deployment,
+    listen_on_loopback,
+    with_settled_precision,
+)
 from cluster.serving.engine_client import EngineClient
 from cluster.serving.http_guard import Access, access_for, is_loopback
 from cluster.session import Cluster, connect, quiet_libraries
@@ -50,6 +56,7 @@ class Ingress:
         from cluster.serving.inspecting import InspectClient
         from gpt_core.tokens.tokenizer import load_tokenizer
 
+        listen_on_loopback()
         model = ServedModel(**{**facts, "tokenizer": load_tokenizer(facts["tokenizer"])})
         capacity = capacity_of(settings)
         limits = Limits(settings.max_request_bytes, min(settings.max_completions, capacity))

@@ -1,6 +1,8 @@
 """Ranks on this machine without a cluster: processes joined by gloo through a file."""
 
 import multiprocessing
+import os
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -52,8 +54,14 @@ def _first_result(processes: list[Any], results: Any) -> Any:
     return found[0]
 
 
+def loopback_interface() -> str:
+    """Return the name of this machine's loopback interface, "lo" on Linux."""
+    return next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+
+
 def _body(results: Any, ranks: Ranks, meeting: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     try:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback_interface())
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=ranks.rank, world_size=ranks.num_ranks)
         result = work(ranks, *arguments)
         dist.destroy_process_group()
