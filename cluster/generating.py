@@ -148,7 +148,6 @@ def _perform(settings: GenerateSettings, inputs: Inputs, cluster: Cluster, run: 
     else:
         engine = with_settled_precision(settings.engine, cluster)
         precision = engine.precision
-    num_slots = engine.num_slots * (engine.max_replicas or engine.num_replicas)
     # A name of its own: a shared cluster may run several jobs, and a rerun takes over what a killed one left there.
     application = f"herd-generate-{sha256_hex([settings.output.encode()])[:12]}"
     completing = Completing(
@@ -160,7 +159,7 @@ def _perform(settings: GenerateSettings, inputs: Inputs, cluster: Cluster, run: 
         checkpoint=inputs.decisive["checkpoint"],
         files=inputs.scan.files,
         sampling=sampling_of(settings.sampling),
-        prompts_in_flight=num_slots,
+        prompts_in_flight=engine.num_slots * (engine.max_replicas or engine.num_replicas),
     )
     job = ShardJob(
         title="generate",
@@ -168,7 +167,7 @@ def _perform(settings: GenerateSettings, inputs: Inputs, cluster: Cluster, run: 
         settings={**inputs.decisive, "precision": precision},
         plans=list(enumerate(inputs.scan.ranges)),
         make_worker=functools.partial(PromptCompleter, completing),
-        pool=pool_of(settings, num_slots),
+        pool=pool_of(settings),
     )
     own = handles_only(str(inputs.checkpoint), engine, cluster, application)
     with contextlib.nullcontext() if service else own:
@@ -180,12 +179,12 @@ def _perform(settings: GenerateSettings, inputs: Inputs, cluster: Cluster, run: 
     return generated
 
 
-def pool_of(settings: GenerateSettings, num_slots: int) -> PoolSettings:
-    """Return the pool with enough actors for every slot to have a prompt that waits for it: shards end, slots go on."""
-    pool = settings.pool
+def pool_of(settings: GenerateSettings) -> PoolSettings:
+    """Return the pool with two actors a replica, unless it says how many: where one's shard ends another's goes on."""
+    pool, engine = settings.pool, settings.engine
     if pool.max_actors is not None:
         return pool
-    enough = max(-(-2 * num_slots // settings.prompts_per_shard), 2, pool.min_actors)
+    enough = max(2 * (engine.max_replicas or engine.num_replicas), pool.min_actors)
     return pool.model_copy(update={"max_actors": enough})
 
 

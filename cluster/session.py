@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster import interrupts
+from cluster.progress import say
 from cluster.scaling import wait_for_nodes
 from gpt_core.errors import HerdError, ResourceError, RunFailedError
 from gpt_core.settings import ClusterSettings
 
 # Ray reads these when it is first imported or when it starts its processes.
+_TOLD_CHARACTERS = 300
 _QUIET_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -155,8 +157,7 @@ def _start(settings: ClusterSettings, address: str | None) -> None:
     import ray._private.ray_constants
     import ray._private.worker
 
-    # Where Ray tells a driver of failed calls, also of those that end with Ray Serve: on standard output.
-    ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    ray._private.worker.print_to_stdstream = _tell
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
@@ -212,6 +213,16 @@ def _native_code_silenced() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def _tell(message: dict[str, Any], **_: object) -> None:
+    """Say what Ray tells a driver, such as a worker killed for its memory; Ray itself would on standard output.
+
+    That calls to Ray Serve's controller fail when it is shut down is nothing to tell.
+    """
+    told = str(message["lines"][0]).partition("\n")[0][:_TOLD_CHARACTERS]
+    if "ServeController" not in told:
+        say(f"Ray: {told}")
 
 
 def cause_of(error: BaseException) -> HerdError:

@@ -42,9 +42,14 @@ def native_attention(dtype: torch.dtype, head_width: int) -> NativeAttention | N
     ) -> Tensor:
         num_rows, _, num_heads, _ = qkv_R3HD.shape
         mixed_RHD = qkv_R3HD.new_empty(num_rows, num_heads, head_width)
+        tensors = (qkv_R3HD, keys_RHLD, values_RHLD, mixed_RHD, positions_R)
+        # Handed over as addresses: nothing behind them looks at sizes and types again.
+        assert all(tensor.is_contiguous() for tensor in tensors)
+        assert qkv_R3HD.dtype == keys_RHLD.dtype == values_RHLD.dtype == dtype
+        assert positions_R.dtype == torch.int64
+        assert keys_RHLD.shape == values_RHLD.shape == (num_rows, num_heads, keys_RHLD.shape[2], head_width)
 
         def attend_rows(rows: slice) -> None:
-            tensors = (qkv_R3HD, keys_RHLD, values_RHLD, mixed_RHD, positions_R)
             addresses = [tensor[rows].data_ptr() for tensor in tensors]
             attend(*addresses, len(mixed_RHD[rows]), num_heads, keys_RHLD.shape[2], band or _NO_BAND)
 

@@ -119,7 +119,7 @@ class PoolSettings(Settings):
     min_actors: Count = 1
     """Actors that are always there."""
     max_actors: Count | None = None
-    """Actors at most; null means one for each CPU of the cluster, for `herd generate` enough for its engines."""
+    """Actors at most; null means one for each CPU of the cluster, for `herd generate` two for each replica."""
     cpus_per_actor: Positive = 0.5
     """CPUs Ray reserves for an actor; below 1, so that actors never starve Ray Data's own tasks."""
     max_tries: Count = 3

@@ -38,6 +38,7 @@ def test_a_deployed_checkpoint_answers_over_http_also_after_a_job_that_needed_no
     code, out, err = head.run(["herd", "generate", *words], tmp_path, RAY_ADDRESS=RAY_ADDRESS)
     assert code == 0, out + err
     assert out.startswith(f"{tmp_path}/made: 1 rows"), "Ray Serve's end was told on standard output"
+    assert "ServeController" not in err
     config = yaml.safe_load((ROOT / "cluster" / "serve_config.yaml").read_text())
     config["applications"][0]["args"]["checkpoint"] = str(tmp_path / "model")
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))

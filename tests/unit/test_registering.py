@@ -146,7 +146,7 @@ def test_a_loaded_model_has_a_signature_and_refuses_what_it_does_not_name(loaded
 
 def test_no_file_of_a_registered_model_is_a_pickle(outputs):
     files = {path.suffix for path in (outputs / "run0" / "registered").rglob("*") if path.is_file()}
-    assert files <= {"", ".json", ".py", ".safetensors", ".txt", ".yaml", ".tiktoken", ".html", ".md"}
+    assert files <= {"", ".json", ".py", ".safetensors", ".txt", ".yaml", ".tiktoken", ".html", ".md", ".cpp", ".h"}
 
 
 def test_a_model_loads_where_this_package_is_not_installed(outputs):
