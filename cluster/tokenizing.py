@@ -40,6 +40,8 @@ class Inputs:
     plans: ShardPlans
     tokenizer: Tokenizer
     decisive: dict[str, Any]
+    num_ignored: int
+    """Files in the folders of the input that are hidden or of no known suffix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,6 @@ def resolve(settings: TokenizeSettings) -> Inputs:
     tokenizer = load_tokenizer(settings.tokenizer.name)
     block_counts([source.weight for source in settings.named_sources()])  # a share too small is a mistake now
     found = _listed(settings)
-    if num_ignored := sum(listing.num_ignored for listing in found):
-        say(f"tokenize: left out {num_ignored:,} files in folders, hidden or of no known suffix; a glob takes any")
     plans = plan_shards(FileColumns.joined([listing.files for listing in found]), settings.shard_bytes)
     decisive = settings.model_dump(
         mode="json", include={"shard_bytes", "validation_fraction", "split_seed", "max_document_bytes"}
@@ -76,7 +76,7 @@ def resolve(settings: TokenizeSettings) -> Inputs:
         source.name: source.model_dump(mode="json", include={"weight", "text_field", "separator"})
         for source in settings.named_sources()
     }
-    return Inputs(plans, tokenizer, decisive)
+    return Inputs(plans, tokenizer, decisive, sum(listing.num_ignored for listing in found))
 
 
 def _listed(settings: TokenizeSettings) -> list[Listing]:
@@ -133,6 +133,9 @@ def finished(settings: TokenizeSettings, inputs: Inputs) -> Tokenized | None:
 
 def perform(settings: TokenizeSettings, inputs: Inputs, cluster: Cluster, run: Run) -> Tokenized:
     """Tokenize every plan, commit the corpus, record it in the run and return what it holds."""
+    if inputs.num_ignored:
+        ignored = f"{inputs.num_ignored:,} files in folders, hidden or of no known suffix"
+        say(f"tokenize: left out {ignored}; a glob takes any")
     carried = _carry_vocabulary(settings.output, inputs.tokenizer)
     vocabulary = Storage.of(settings.output).join(carried) if carried else settings.tokenizer.name
     job = ShardJob(

@@ -106,6 +106,16 @@ def test_any_number_of_actors_and_either_backend_make_one_corpus(
     assert not (tmp_path / FOLDER).exists()
 
 
+def test_files_that_were_passed_over_are_told_of_once(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.txt", "b.exe", "c.bz2"):
+        (tmp_path / "in" / name).write_text("x")
+    _tokenize(_settings([{"name": "all", "paths": [str(tmp_path / "in")]}], str(tmp_path / "out")), cluster)
+    assert capsys.readouterr().err.count("tokenize: left out 2 files in folders, hidden or of no known suffix") == 1
+
+
 def _rejects(folder: Path) -> list[dict[str, Any]]:
     paths = sorted((folder / "rejects").iterdir())
     return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
