@@ -1,4 +1,4 @@
-"""Promises of cluster.tokenizing about its input: what is left out is counted, and the corpus is never its own input."""
+"""Promises of cluster.tokenizing about its input: what it passes over is counted, and the corpus is never its own."""
 
 from pathlib import Path
 from typing import Any
