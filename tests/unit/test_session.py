@@ -1,6 +1,7 @@
 import pytest
 from ray.exceptions import RayTaskError
 
+from cluster import session
 from cluster.session import cause_of, is_mistake_in_code, own_error_in
 from gpt_core.errors import CheckpointError
 
@@ -26,3 +27,10 @@ def test_a_workers_own_sentence_reaches_the_user_unchanged() -> None:
 
 def test_any_other_error_is_named_by_its_last_line() -> None:
     assert str(cause_of(_wrapped(ValueError("first\nlast")))).startswith("ValueError: found last; ")
+
+
+def test_what_ray_tells_a_driver_is_said_in_a_line_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    session._tell({"lines": ["2 workers killed due to memory pressure\nmore"], "pid": "raylet"}, ignore_prefix=False)
+    session._tell({"lines": ["Task ServeController.graceful_shutdown failed."], "pid": "raylet"})
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", "Ray: 2 workers killed due to memory pressure\n")
