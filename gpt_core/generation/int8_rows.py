@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt_core.generation.native_code import LANES, CompileError, compiled, for_all_rows
+from gpt_core.generation.native_code import LANES, CompileError, compiled, in_parts
 
 _log = logging.getLogger(__name__)
 PEAK = 127.0
@@ -79,7 +79,7 @@ class NativeRows:
             addresses = [tensor[rows].data_ptr() for tensor in (x_MI, rounded_MI, peak_M)]
             call(*addresses, len(peak_M[rows]), x_MI.shape[1])
 
-        for_all_rows(len(x_MI), quantize_rows)
+        in_parts(len(x_MI), quantize_rows)
         return rounded_MI, peak_M
 
     def rescale(self, x_MO: Tensor, peak_M: Tensor, bias_O: Tensor | None, *, gelu: bool) -> Tensor:
@@ -90,7 +90,7 @@ class NativeRows:
             own = x_MO[rows]
             self._rescale(own.data_ptr(), peak_M[rows].data_ptr(), bias, len(own), x_MO.shape[1], gelu)
 
-        for_all_rows(len(x_MO), rescale_rows)
+        in_parts(len(x_MO), rescale_rows)
         return x_MO
 
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt_core.generation.int8_rows import PEAK, ZERO, int8_rows
+from gpt_core.generation.int8_product import Int8Product, native_product
+from gpt_core.generation.int8_rows import PEAK, ZERO, Int8Rows, int8_rows
 
 Linear = Callable[[Tensor], Tensor]
 Kernel = Literal["plain", "packed", "int8"]
@@ -52,28 +53,34 @@ def int8_linear(weight_OI: Tensor, bias_O: Tensor | None, *, gelu: bool = False)
     """Return x_MI -> fp32 x_MO with weights in int8, a scale for each output, and activations in 8 bits, one a row.
 
     Sums are whole numbers, so no order of adding changes them. Symmetric, rounded to nearest (Dettmers et al.
-    2022, section 2.1). Activations are stored as 1 to 255 with 128 for zero: oneDNN has fast kernels for
+    2022, section 2.1). Activations are stored as 1 to 255 with 128 for zero: there are fast instructions for
     unsigned ones on every CPU with VNNI, for signed ones only with AMX.
 
     Raises:
         RuntimeError, AttributeError: This torch has no such operators.
     """
-    operators: Any = torch.ops.onednn
     scale_O = weight_OI.float().abs().amax(1) / PEAK
-    rounded_OI = (weight_OI.float() / scale_O[:, None].clamp_min(_TINY)).round_().to(torch.int8)
-    # The shape only chooses the layout; a weight that is not contiguous would be packed wrong.
-    packed = operators.qlinear_prepack(rounded_OI.contiguous(), [PACKED_ROWS, weight_OI.shape[1]])
-    zero_O = torch.zeros(len(scale_O), dtype=torch.int64)
-    product = operators.qlinear_pointwise
-    output = (None, 1.0, 0, torch.float32, "none", [], "")
+    rounded_OI = (weight_OI.float() / scale_O[:, None].clamp_min(_TINY)).round_().to(torch.int8).contiguous()
     rows = int8_rows(weight_OI.shape[1], len(scale_O))
+    product = native_product(rounded_OI, scale_O, bias_O, gelu=gelu)
+    product = product or _onednn_product(rounded_OI, scale_O, bias_O, rows, gelu=gelu)
+    return lambda x_MI: product(*rows.quantize(x_MI))
 
-    def apply(x_MI: Tensor) -> Tensor:
-        rounded_MI, peak_M = rows.quantize(x_MI)
-        x_MO = product(rounded_MI, 1.0, ZERO, packed, scale_O, zero_O, *output)
+
+def _onednn_product(
+    rounded_OI: Tensor, scale_O: Tensor, bias_O: Tensor | None, rows: Int8Rows, *, gelu: bool
+) -> Int8Product:
+    operators: Any = torch.ops.onednn
+    # The shape only chooses the layout; a weight that is not contiguous would be packed wrong.
+    packed = operators.qlinear_prepack(rounded_OI, [PACKED_ROWS, rounded_OI.shape[1]])
+    zero_O = torch.zeros(len(scale_O), dtype=torch.int64)
+    output = (None, 1.0, 0, torch.float32, "none", [], "")
+
+    def product(rounded_MI: Tensor, peak_M: Tensor) -> Tensor:
+        x_MO = operators.qlinear_pointwise(rounded_MI, 1.0, ZERO, packed, scale_O, zero_O, *output)
         return rows.rescale(x_MO, peak_M, bias_O, gelu=gelu)
 
-    return apply
+    return product
 
 
 def make_linear(kernel: Kernel, weight_OI: Tensor, bias_O: Tensor | None, *, gelu: bool = False) -> Linear:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gpt_core.generation.native_code import LANES, CompileError, compiled, for_all_rows
+from gpt_core.generation.native_code import LANES, CompileError, compiled, in_parts
 
 _log = logging.getLogger(__name__)
 _ELEMENTS = {torch.bfloat16: "uint16_t", torch.float32: "float"}
@@ -53,7 +53,7 @@ def native_attention(dtype: torch.dtype, head_width: int) -> NativeAttention | N
             addresses = [tensor[rows].data_ptr() for tensor in tensors]
             attend(*addresses, len(mixed_RHD[rows]), num_heads, keys_RHLD.shape[2], band or _NO_BAND)
 
-        for_all_rows(num_rows, attend_rows)
+        in_parts(num_rows, attend_rows)
         return mixed_RHD
 
     if _is_right(attention, dtype, head_width):

@@ -1,4 +1,4 @@
-"""C++ of the folder ``native``, compiled for this machine when an engine first needs it; a third of a second a file.
+"""C++ of the folder ``native``, compiled for this machine when an engine first needs it; less than a second a file.
 
 Nothing is kept on disk: what was compiled for another CPU is never run here. Where there is no compiler the caller has
 another way, in PyTorch.
@@ -57,13 +57,13 @@ def _compiler() -> list[str]:
     return words
 
 
-def for_all_rows(num_rows: int, do: Callable[[slice], None]) -> None:
-    """Call for all rows, in as many parts as torch has threads; other threads run while ctypes is in a call."""
-    num_parts = min(torch.get_num_threads(), num_rows)
+def in_parts(count: int, do: Callable[[slice], object]) -> None:
+    """Call for all of ``count``, in as many parts as torch has threads; others run while ctypes is in a call."""
+    num_parts = min(torch.get_num_threads(), count)
     if num_parts <= 1:
-        do(slice(num_rows))
+        do(slice(0, count))
         return
-    bounds = [num_rows * part // num_parts for part in range(num_parts + 1)]
+    bounds = [count * part // num_parts for part in range(num_parts + 1)]
     list(_threads(num_parts).map(do, map(slice, bounds[:-1], bounds[1:])))
 
 

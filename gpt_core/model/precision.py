@@ -43,7 +43,12 @@ def can_compute_bf16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and (_cpu_has("_is_amx_tile_supported") or _cpu_has("_is_avx512_bf16_supported"))
+    return device.type == "cpu" and (has_matrix_units() or _cpu_has("_is_avx512_bf16_supported"))
+
+
+def has_matrix_units() -> bool:
+    """Say whether this CPU has AMX, whose products no vector instructions reach."""
+    return _cpu_has("_is_amx_tile_supported")
 
 
 def peak_flops(device: torch.device) -> float | None:

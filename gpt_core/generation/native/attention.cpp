@@ -12,9 +12,10 @@ namespace {
 
 constexpr int kVectors = HEAD_WIDTH / kLanes;
 
-// Begins to read a position of a head, which memory would otherwise hand over only once it is waited for.
+// Begins to read a position of a head into the second-level cache, which has room for more reads under way than the
+// first: memory would otherwise hand it over only once it is waited for.
 void fetch(const ELEMENT* from) {
-  for (int byte = 0; byte < HEAD_WIDTH * int(sizeof(ELEMENT)); byte += 64) __builtin_prefetch((const char*)from + byte);
+  for (int byte = 0; byte < HEAD_WIDTH * int(sizeof(ELEMENT)); byte += 64) __builtin_prefetch((const char*)from + byte, 0, 2);
 }
 
 // Returns the weights' sum; they are not divided by it. There is room for whole vectors of them.

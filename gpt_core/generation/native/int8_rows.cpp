@@ -31,13 +31,6 @@ void quantize_rows(const T* x, uint8_t* rounded, float* peaks, int64_t num_rows,
   }
 }
 
-// x times the logistic function of 2u: the tanh approximation of GELU.
-Floats gelu(Floats x) {
-  const Floats twice_u = x * (1.5957691216f + 0.0713548163f * x * x);
-  const Floats small = exponential(twice_u < 0 ? twice_u : -twice_u);
-  return x * (twice_u < 0 ? small : Floats{} + 1) / (1 + small);
-}
-
 }  // namespace
 
 // Writes rounded [row][width], 128 for zero, and each row's largest size, which stands for 127.

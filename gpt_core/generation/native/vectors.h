@@ -56,3 +56,10 @@ inline Floats exponential(Floats x) {
   for (const float term : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) series = series * rest + term;
   return x < least ? Floats{} : series * (Floats)((whole + 127) << 23);
 }
+
+// x times the logistic function of 2u: the tanh approximation of GELU.
+inline Floats gelu(Floats x) {
+  const Floats twice_u = x * (1.5957691216f + 0.0713548163f * x * x);
+  const Floats small = exponential(twice_u < 0 ? twice_u : -twice_u);
+  return x * (twice_u < 0 ? small : Floats{} + 1) / (1 + small);
+}
