@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpt_core.generation.native_attention import NativeAttention, native_attention
 
@@ -51,7 +52,19 @@ def product_attention(q_RHD: Tensor, keys_RHLD: Tensor, values_RHLD: Tensor, mas
 
 def fused_attention(q_RHD: Tensor, keys_RHLD: Tensor, values_RHLD: Tensor, mask_R11L: Tensor) -> Tensor:
     """Return the same by PyTorch's own kernel; the mask is of the queries' dtype."""
-    return F.scaled_dot_product_attention(q_RHD[:, :, None], keys_RHLD, values_RHLD, attn_mask=mask_R11L)[:, :, 0]
+    return masked_attention(q_RHD[:, :, None], keys_RHLD, values_RHLD, mask_R11L)[:, :, 0]
+
+
+def masked_attention(q_BHTD: Tensor, keys_BHLD: Tensor, values_BHLD: Tensor, mask: Tensor) -> Tensor:
+    """Return mixed_BHTD by PyTorch's own kernel.
+
+    On a GPU by the one that takes masks and computes each sequence by itself: cuDNN, which comes first on newer ones,
+    makes ready a plan for every number of keys and chooses it by the number of sequences.
+    """
+    if q_BHTD.device.type != "cuda":
+        return F.scaled_dot_product_attention(q_BHTD, keys_BHLD, values_BHLD, attn_mask=mask)
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        return F.scaled_dot_product_attention(q_BHTD, keys_BHLD, values_BHLD, attn_mask=mask)
 
 
 def attention_of(kind: AttentionKind, dtype: torch.dtype, head_width: int) -> Attention:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gpt_core.generation.decoder import Decoder
 from gpt_core.generation.kv_cache import KVCache
+from gpt_core.generation.sampling import to_device
 
 _log = logging.getLogger(__name__)
 _WARM_UP_STEPS = 2  # libraries allocate workspaces at first calls, which no graph can hold
@@ -21,8 +22,8 @@ _WARM_UP_STEPS = 2  # libraries allocate workspaces at first calls, which no gra
 @dataclass(frozen=True, slots=True)
 class _Recorded:
     graph: torch.cuda.CUDAGraph
-    tokens: Tensor
-    positions: Tensor
+    rows: Tensor
+    """[2, R]: the tokens and the positions it reads."""
     logits: Tensor
 
 
@@ -42,20 +43,19 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def decode(self, cache: KVCache, tokens_R: Tensor, positions_R: Tensor, slots: range, key_step: int) -> Tensor:
-        """Do what ``Decoder.decode`` does."""
+        """Do what ``Decoder.decode`` does; the logits are overwritten when a step of these slots is computed next."""
         if self.failure is not None:
             return self._decoder.decode(cache, tokens_R, positions_R, slots, key_step)
         num_keys = self._decoder.reserve(cache, positions_R, slots, key_step)
         self._forget_moved(cache)
         key = (slots.start, slots.stop, num_keys)
         recorded = self._recorded.get(key)
+        rows_2R = to_device(torch.stack((tokens_R, positions_R)), self._decoder.device)
         if recorded is None:
-            return self._record(key, cache, (tokens_R, positions_R), slots, num_keys)
-        recorded.tokens.copy_(tokens_R)
-        recorded.positions.copy_(positions_R)
+            return self._record(key, cache, rows_2R, slots, num_keys)
+        recorded.rows.copy_(rows_2R)
         recorded.graph.replay()
-        # Another graph's replay may write over it.
-        return recorded.logits.clone()
+        return recorded.logits
 
     def _forget_moved(self, cache: KVCache) -> None:
         """Drop the graphs once a block has grown: they know the addresses it had."""
@@ -68,13 +68,13 @@ class DecodeGraphs:
         self,
         key: tuple[object, ...],
         cache: KVCache,
-        rows: tuple[Tensor, Tensor],
+        rows_2R: Tensor,
         slots: range,
         num_keys: tuple[int, ...],
     ) -> Tensor:
         """Run a step kernel by kernel, record it for the next time, and return its logits."""
         decoder = self._decoder
-        tokens_R, positions_R = (values.to(decoder.device, copy=True) for values in rows)
+        tokens_R, positions_R = rows_2R
         expected_RV = decoder.decode_rows(cache, tokens_R, positions_R, slots, num_keys)
         try:
             side = torch.cuda.Stream()
@@ -92,7 +92,7 @@ class DecodeGraphs:
             self._give_up(str(error).splitlines()[0])
         else:
             if is_same:
-                self._recorded[key] = _Recorded(graph, tokens_R, positions_R, logits_RV)
+                self._recorded[key] = _Recorded(graph, rows_2R, logits_RV)
             else:
                 self._give_up("a replayed step gave other bits")
         return expected_RV

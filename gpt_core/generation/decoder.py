@@ -8,21 +8,24 @@ Shapes: R rows (one a slot), P chunks, T positions of a chunk, M = P*T, C width,
 L keys, D head width, V vocabulary rounded up to ``VOCABULARY_STEP``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt_core.generation.decode_attention import AttentionKind, Rows, attention_of
+from gpt_core.generation.decode_attention import AttentionKind, Rows, attention_of, masked_attention
 from gpt_core.generation.kv_cache import CacheBlock, KVCache, round_up
 from gpt_core.generation.linear_kernels import Kernel, Linear, make_linear
-from gpt_core.generation.sampling import VOCABULARY_STEP
+from gpt_core.generation.row_blocks import GPU_BLOCK_ROWS, in_blocks
+from gpt_core.generation.sampling import VOCABULARY_STEP, to_device
 from gpt_core.model.gpt import LAYER_NORM_EPSILON
 from gpt_core.model.presets import ModelShape
 
 CHUNK_TOKENS = 32
+_ChunkAttention = Callable[[int, int | None, Tensor, Tensor], None]
+"""(layer, band, qkv_M3HD, mixed_MC): stores the keys and values of chunks and fills in what their rows see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ class Decoder:
         self._mean_C = self._wte_VC.float().mean(0)
         head_VC = F.pad(self._wte_VC.float() - self._mean_C, (0, 0, 0, spare))
         self._head = make_linear(kernel, head_VC.to(self._product_dtype), None)
+        self._logits = self._logits_of if device.type == "cpu" else in_blocks(self._logits_of, GPU_BLOCK_ROWS)
         self._wte_VC = self._wte_VC.to(dtype)
         self._weights = {}
 
@@ -108,7 +112,8 @@ class Decoder:
         positions, or by products to all that it has memory for. It changes no bit of a row.
         """
         num_keys = self.reserve(cache, positions_R, slots, key_step)
-        return self.decode_rows(cache, tokens_R.to(self.device), positions_R.to(self.device), slots, num_keys)
+        tokens_R, positions_R = (to_device(values, self.device) for values in (tokens_R, positions_R))
+        return self.decode_rows(cache, tokens_R, positions_R, slots, num_keys)
 
     def reserve(self, cache: KVCache, positions_R: Tensor, slots: range, key_step: int) -> tuple[int, ...]:
         """Make room for a step and return the number of keys of each block it touches; positions on the CPU."""
@@ -140,19 +145,29 @@ class Decoder:
     def prefill(self, cache: KVCache, chunks: Sequence[Chunk], num_chunks: int) -> Tensor:
         """Store the keys and values of chunks and return the last layer's stream x_PTC for ``prompt_logits``.
 
-        Chunks of one slot come in the order of their positions. Products run on ``num_chunks``
-        chunks, spare ones padded; attention runs chunk by chunk on exactly the keys before its end.
+        Chunks of one slot come in the order of their positions. Products run on ``num_chunks`` chunks, spare ones
+        padded; attention runs on exactly the keys before a chunk's end, on a GPU for all chunks of one start at once.
         """
-        places = [cache.block_of(chunk.slot) for chunk in chunks]
-        for (block, _), chunk in zip(places, chunks, strict=True):
-            block.reserve(chunk.start + CHUNK_TOKENS)
+        for chunk in chunks:
+            cache.block_of(chunk.slot)[0].reserve(chunk.start + CHUNK_TOKENS)
         tokens_M, positions_M = self._chunk_rows(chunks, num_chunks)
         x_MC = self._embed(tokens_M, positions_M)
-        own = positions_M.view(num_chunks, CHUNK_TOKENS)
-        masks = [self._masks(own[i], chunk.start + CHUNK_TOKENS, self.dtype) for i, chunk in enumerate(chunks)]
+        attend = (self._each_chunk if self.device.type == "cpu" else self._alike_chunks)(cache, chunks, positions_M)
         for index, layer in enumerate(self._layers):
-            q_MHD, k_MHD, v_MHD = self._heads(layer.qkv(layer.ln_1(x_MC))).unbind(1)
+            qkv_M3HD = self._heads(layer.qkv(layer.ln_1(x_MC)))
             mixed_MC = torch.zeros(x_MC.shape, dtype=self.dtype, device=self.device)
+            attend(index, layer.band, qkv_M3HD, mixed_MC)
+            x_MC = self._finish_layer(layer, x_MC, mixed_MC)
+        return x_MC.view(num_chunks, CHUNK_TOKENS, -1)
+
+    def _each_chunk(self, cache: KVCache, chunks: Sequence[Chunk], positions_M: Tensor) -> _ChunkAttention:
+        """Return a layer's attention of prompts, chunk by chunk."""
+        places = [cache.block_of(chunk.slot) for chunk in chunks]
+        own = positions_M.view(-1, CHUNK_TOKENS)
+        masks = [self._masks(own[i], chunk.start + CHUNK_TOKENS, self.dtype) for i, chunk in enumerate(chunks)]
+
+        def attend(index: int, band: int | None, qkv_M3HD: Tensor, mixed_MC: Tensor) -> None:
+            q_MHD, k_MHD, v_MHD = qkv_M3HD.unbind(1)
             for i, (chunk, (block, place)) in enumerate(zip(chunks, places, strict=True)):
                 rows = slice(i * CHUNK_TOKENS, (i + 1) * CHUNK_TOKENS)
                 end = chunk.start + CHUNK_TOKENS
@@ -163,11 +178,39 @@ class Decoder:
                     q_MHD[None, rows].transpose(1, 2),
                     keys_HLD[None, :, :end],
                     values_HLD[None, :, :end],
-                    attn_mask=masks[i][layer.band],
+                    attn_mask=masks[i][band],
                 )
                 mixed_MC[rows] = mixed_1HTD[0].transpose(0, 1).flatten(1)
-            x_MC = self._finish_layer(layer, x_MC, mixed_MC)
-        return x_MC.view(num_chunks, CHUNK_TOKENS, -1)
+
+        return attend
+
+    def _alike_chunks(self, cache: KVCache, chunks: Sequence[Chunk], positions_M: Tensor) -> _ChunkAttention:
+        """Return the same for a cache of one block, in few launches: all keys stored, then one call for each start."""
+        (block,) = cache.blocks
+        num_rows = len(chunks) * CHUNK_TOKENS
+        positions = positions_M[:num_rows]
+        slots_P = to_device(torch.tensor([chunk.slot for chunk in chunks]), self.device)
+        slots = slots_P.repeat_interleave(CHUNK_TOKENS, output_size=num_rows)
+        groups = []
+        for start in sorted({chunk.start for chunk in chunks}):
+            own_G = to_device(torch.tensor([i for i, c in enumerate(chunks) if c.start == start]), self.device)
+            own_T = torch.arange(start, start + CHUNK_TOKENS, device=self.device)
+            groups.append((own_G, start + CHUNK_TOKENS, self._masks(own_T, start + CHUNK_TOKENS, self.dtype)))
+
+        def attend(index: int, band: int | None, qkv_M3HD: Tensor, mixed_MC: Tensor) -> None:
+            keys_SHLD, values_SHLD = block.keys[index], block.values[index]
+            keys_SHLD[slots, :, positions] = qkv_M3HD[:num_rows, 1]
+            values_SHLD[slots, :, positions] = qkv_M3HD[:num_rows, 2]
+            q_PHTD = qkv_M3HD[:, 0].unflatten(0, (-1, CHUNK_TOKENS)).transpose(1, 2)
+            mixed_PTC = mixed_MC.unflatten(0, (-1, CHUNK_TOKENS))
+            for own_G, end, masks in groups:
+                slots_G = slots_P[own_G]
+                mixed_GHTD = masked_attention(
+                    q_PHTD[own_G], keys_SHLD[slots_G, :, :end], values_SHLD[slots_G, :, :end], masks[band]
+                )
+                mixed_PTC[own_G] = mixed_GHTD.transpose(1, 2).flatten(2)
+
+        return attend
 
     @torch.inference_mode()
     def prompt_logits(self, x_TC: Tensor) -> Tensor:
@@ -195,7 +238,8 @@ class Decoder:
 
     def _linear(self, name: str, *, gelu: bool = False) -> Linear:
         weight, bias = (self._tensor(f"{name}.{part}", self._product_dtype) for part in ("weight", "bias"))
-        return make_linear(self.kernel, weight, bias, gelu=gelu)
+        linear = make_linear(self.kernel, weight, bias, gelu=gelu)
+        return linear if self.device.type == "cpu" else in_blocks(linear, GPU_BLOCK_ROWS)
 
     def _embed(self, tokens_M: Tensor, positions_M: Tensor) -> Tensor:
         # Padding of a last chunk may lie past the last position; what it computes is never read.
@@ -207,10 +251,10 @@ class Decoder:
         return qkv_M3C.to(self.dtype).unflatten(-1, (3, self.shape.n_head, -1))
 
     def _finish_layer(self, layer: _Layer, x_MC: Tensor, mixed_MC: Tensor) -> Tensor:
-        x_MC = x_MC + layer.attention_out(mixed_MC).float()
-        return x_MC + layer.mlp_out(layer.fc_gelu(layer.ln_2(x_MC))).float()
+        x_MC = x_MC + layer.attention_out(mixed_MC)  # in fp32, as the stream is
+        return x_MC + layer.mlp_out(layer.fc_gelu(layer.ln_2(x_MC)))
 
-    def _logits(self, x_MC: Tensor) -> Tensor:
+    def _logits_of(self, x_MC: Tensor) -> Tensor:
         x_MC = self._ln_f(x_MC)
         common_M1 = (x_MC.float() * self._mean_C).sum(1, keepdim=True)
         logits_MV = self._head(x_MC).float().add_(common_M1)
@@ -246,7 +290,7 @@ class Decoder:
             tokens_PT[i, : len(chunk.ids)] = torch.tensor(chunk.ids)
             starts_P[i] = chunk.start
         positions_PT = starts_P + torch.arange(CHUNK_TOKENS)
-        return tokens_PT.flatten().to(self.device), positions_PT.flatten().to(self.device)
+        return to_device(tokens_PT.flatten(), self.device), to_device(positions_PT.flatten(), self.device)
 
 
 def _touched(cache: KVCache, slots: range) -> Iterator[tuple[CacheBlock, slice, slice]]:

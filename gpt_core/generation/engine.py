@@ -28,15 +28,18 @@ from gpt_core.generation.decoder import CHUNK_TOKENS, Chunk
 from gpt_core.generation.kv_cache import GROWTH_POSITIONS, KVCache, round_up
 from gpt_core.generation.linear_kernels import can_compute_int8
 from gpt_core.generation.request import Completion, GenerationRequest, TokenEvent, TokenLogprob
-from gpt_core.generation.sampling import MAX_VOCABULARY, draw, penalise, token_logprobs
+from gpt_core.generation.sampling import MAX_VOCABULARY, draw, draws_without_waiting, penalise, token_logprobs
 from gpt_core.generation.self_check import ShapeClasses, Target, checked_decoder
 from gpt_core.generation.sequence import Sequence
+from gpt_core.generation.step_ahead import NO_TOKEN, Row, StepAhead
 from gpt_core.model.precision import can_compute_bf16, choose_dtype
 from gpt_core.model.presets import ModelShape
 
 if TYPE_CHECKING:
     from gpt_core.tokens.tokenizer import Tokenizer
 
+Drawn = tuple[int | None, TokenLogprob | None]
+"""A token with its log-probability where that was asked for; no token where logits are not finite."""
 _NOT_FINITE = "the model's logits are not finite; its weights are damaged"
 
 
@@ -109,6 +112,8 @@ class Engine:
         target = _target(self.options.precision, device)
         self._decoder, self.classes = checked_decoder(weights, shape, num_positions, self.options.slots, target)
         self._steps = DecodeGraphs(self._decoder) if device.type == "cuda" else self._decoder
+        self._goes_ahead = device.type != "cpu"  # a CPU would only wait for itself
+        self._ahead: StepAhead | None = None
         self._block_rows = _smallest_holding(self.classes.rows, self.options.slots)
         self._cache = KVCache(
             shape,
@@ -281,36 +286,64 @@ class Engine:
         return sequence.fail(_NOT_FINITE) if sequence.is_damaged else sequence.end_after_prompt()
 
     def _draw_tokens(self, sequences: list[Sequence]) -> list[TokenEvent]:
-        logits_RV = self._decode(sequences)
-        is_finite = torch.isfinite(logits_RV.amax(-1)).tolist()
-        sound = [sequence for sequence, finite in zip(sequences, is_finite, strict=True) if finite]
-        # What is not finite is never drawn from: the indices it gives may lie outside of the vocabulary.
-        drawn = iter(_drawn(logits_RV if len(sound) == len(sequences) else logits_RV[is_finite], sound))
-        self._drawn_tokens += len(sound)
+        """Draw for those of a step begun ahead, else for all; who has joined since is in the next one."""
+        drawn = self._drawn_ahead(sequences) or self._drawn_now(sequences)
+        self._ahead = self._start_ahead(sequences, drawn) if self._goes_ahead else None
         events = []
-        for sequence, finite in zip(sequences, is_finite, strict=True):
+        for sequence, (token, logprob) in drawn.items():
+            sequence.num_stored = sequence.position + 1
             sequence.finish_prompt()
-            events.append(sequence.add_token(*next(drawn)) if finite else sequence.fail(_NOT_FINITE))
+            self._drawn_tokens += token is not None
+            events.append(sequence.fail(_NOT_FINITE) if token is None else sequence.add_token(token, logprob))
         return events
 
-    def _decode(self, sequences: list[Sequence]) -> Tensor:
-        """Return logits_RV, a row for each of ``sequences``, from steps over whole classes of slots."""
-        tokens, positions, slots = [0] * self._cache.num_slots, [0] * self._cache.num_slots, []
+    def _drawn_ahead(self, sequences: list[Sequence]) -> dict[Sequence, Drawn]:
+        tokens = {} if self._ahead is None else self._ahead.tokens_by_sample()
+        return {sequence: (tokens[sequence], None) for sequence in sequences if sequence in tokens}
+
+    def _drawn_now(self, sequences: list[Sequence]) -> dict[Sequence, Drawn]:
+        logits_RV = self._decode([(sequence, sequence.last_id, sequence.position) for sequence in sequences])
+        is_finite = torch.isfinite(logits_RV.amax(-1)).tolist()
+        sound = [sequence for sequence, finite in zip(sequences, is_finite, strict=True) if finite]
+        # What is not finite has no log-probabilities, and a token that says nothing.
+        drawn = iter(_drawn(logits_RV if len(sound) == len(sequences) else logits_RV[is_finite], sound))
+        return {
+            sequence: next(drawn) if finite else (None, None)
+            for sequence, finite in zip(sequences, is_finite, strict=True)
+        }
+
+    def _start_ahead(self, sequences: list[Sequence], drawn: dict[Sequence, Drawn]) -> StepAhead | None:
+        """Give the device the next step of those that go on, while it is not waited for, if it needs nobody."""
+        rows: list[Row] = []
+        for sequence in sequences:
+            token = drawn[sequence][0] if sequence in drawn else sequence.last_id
+            position = sequence.position + (sequence in drawn)
+            if token is not None and (sequence not in drawn or sequence.goes_on_after(token)):
+                rows.append((sequence, token, position))
+        plans = [sequence.plan for sequence, _, _ in rows]
+        if not rows or not all(map(_can_be_ahead, sequences)) or not draws_without_waiting(plans):
+            return None
+        logits_RV = self._decode(rows)
+        tokens_R = draw(logits_RV, plans, [position + 1 for _, _, position in rows])
+        return StepAhead(rows, torch.where(torch.isfinite(logits_RV.amax(-1)), tokens_R, NO_TOKEN))
+
+    def _decode(self, rows: list[Row]) -> Tensor:
+        """Return logits_RV, a row for each of ``rows``, from steps over whole classes of slots."""
+        tokens, positions, slots = [0] * self._cache.num_slots, [0] * self._cache.num_slots, list[int]()
         for sequence in self._admitted:
             assert sequence.slot is not None
             # A slot still prefilling takes part, too: what it stores here its next chunk overwrites.
             positions[sequence.slot] = sequence.num_stored
-        for sequence in sequences:
+        for sequence, token, position in rows:
             assert sequence.slot is not None
-            tokens[sequence.slot], positions[sequence.slot] = sequence.last_id, sequence.position
+            tokens[sequence.slot], positions[sequence.slot] = token, position
             slots.append(sequence.slot)
-            sequence.num_stored = sequence.position + 1
         highest = max(slots) + 1
         blocks = []
         for start in range(0, highest, self._block_rows):
-            rows = _smallest_holding(self.classes.rows, min(highest - start, self._block_rows))
-            tokens_R, positions_R = (torch.tensor(values[start : start + rows]) for values in (tokens, positions))
-            slots_R = range(start, start + rows)
+            stop = start + _smallest_holding(self.classes.rows, min(highest - start, self._block_rows))
+            tokens_R, positions_R = (torch.tensor(values[start:stop]) for values in (tokens, positions))
+            slots_R = range(start, stop)
             blocks.append(self._steps.decode(self._cache, tokens_R, positions_R, slots_R, self.classes.key_step))
         logits_SV = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
         return logits_SV if slots == list(range(len(logits_SV))) else logits_SV[slots]
@@ -364,6 +397,11 @@ def _target(precision: str, device: torch.device) -> Target:
 def _smallest_holding(classes: tuple[int, ...], count: int) -> int:
     """Return the smallest class of at least ``count``, or the largest there is."""
     return next((size for size in classes if size >= count), classes[-1])
+
+
+def _can_be_ahead(sequence: Sequence) -> bool:
+    """Say whether the next token needs nothing but logits, and nothing of them but the token."""
+    return sequence.plan.repetition_penalty is None and sequence.request.sampling.logprobs is None
 
 
 def _drawn(logits_RV: Tensor, sequences: list[Sequence]) -> list[tuple[int, TokenLogprob | None]]:

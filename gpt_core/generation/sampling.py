@@ -15,7 +15,7 @@ Tokens are ranked by logit, equal ones by id. Shapes: R rows, V vocabulary (a mu
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,6 +86,11 @@ def uniform(keys_R: Tensor, positions_R: Tensor) -> Tensor:
     return _shift_right(state ^ _shift_right(state, 31), 11).double() * 2.0**-53
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return a CPU tensor on the device; a GPU is not waited for, which a copy from ordinary memory would do."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+
+
 def _shift_right(state: Tensor, bits: int) -> Tensor:
     """Shift int64 as if it had no sign."""
     return (state >> bits) & ((1 << (64 - bits)) - 1)
@@ -103,12 +108,20 @@ def draw(logits_RV: Tensor, plans: Sequence[DrawPlan], positions: Sequence[int])
     Repetition penalties are not applied here: see ``penalise``.
     """
     tokens_R = torch.empty(len(plans), dtype=torch.int64, device=logits_RV.device)
-    for kind, draw_rows in (("greedy", _draw_greedy), ("ranked", _draw_ranked), ("flat", _draw_flat)):
+    for kind, draw_rows in _DRAW_ROWS.items():
         rows = [row for row, plan in enumerate(plans) if plan.kind == kind]
         if rows:
             settings = _Settings.of([plans[r] for r in rows], [positions[r] for r in rows], logits_RV.device)
-            tokens_R[rows] = draw_rows(logits_RV if len(rows) == len(plans) else logits_RV[rows], settings)
+            if len(rows) == len(plans):
+                return draw_rows(logits_RV, settings)
+            tokens_R[rows] = draw_rows(logits_RV[rows], settings)
     return tokens_R
+
+
+def draws_without_waiting(plans: Sequence[DrawPlan]) -> bool:
+    """Say whether ``draw`` only gives a device work: all plans are of one kind, and every top_k is small."""
+    kind = plans[0].kind
+    return all(plan.kind == kind and (kind != "ranked" or plan.top_k <= RANK_WIDTHS[0]) for plan in plans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +139,15 @@ class _Settings:
     @staticmethod
     def of(plans: Sequence[DrawPlan], positions: Sequence[int], device: torch.device) -> "_Settings":
         def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype).to(device)[:, None]
+            return to_device(torch.tensor(values, dtype=dtype), device)[:, None]
 
-        keys = column([plan.key for plan in plans], torch.int64)
+        keys = torch.tensor([plan.key for plan in plans], dtype=torch.int64)
         return _Settings(
             temperature=column([plan.temperature for plan in plans], torch.float32),
             top_k=column([plan.top_k for plan in plans], torch.int64),
             top_p=column([plan.top_p for plan in plans], torch.float64),
             min_weight=column([plan.min_p * WEIGHT_UNITS for plan in plans], torch.float64),
-            uniform=uniform(keys, column(list(positions), torch.int64)),
+            uniform=to_device(uniform(keys, torch.tensor(positions, dtype=torch.int64)), device)[:, None],
             first_width=round_up(max(plan.top_k for plan in plans), _WIDTH_STEP),
         )
 
@@ -163,6 +176,9 @@ def _draw_flat(logits_RV: Tensor, settings: _Settings) -> Tensor:
 
 def _draw_ranked(logits_RV: Tensor, settings: _Settings) -> Tensor:
     """Draw among the leading tokens, in the order of their ranks, over as many candidates as that takes."""
+    if settings.first_width <= RANK_WIDTHS[0]:  # then enough for every row, which nobody has to look at
+        totals_R1 = torch.full_like(settings.top_p, torch.inf)
+        return _draw_among(logits_RV, settings, totals_R1, settings.first_width)[0]
     tokens_R = torch.empty(len(logits_RV), dtype=torch.int64, device=logits_RV.device)
     totals_R1 = _whole_totals(logits_RV, settings)
     left = torch.arange(len(logits_RV), device=logits_RV.device)
@@ -174,6 +190,13 @@ def _draw_ranked(logits_RV: Tensor, settings: _Settings) -> Tensor:
         if not len(left):
             break
     return tokens_R
+
+
+_DRAW_ROWS: dict[str, Callable[[Tensor, _Settings], Tensor]] = {
+    "greedy": _draw_greedy,
+    "ranked": _draw_ranked,
+    "flat": _draw_flat,
+}
 
 
 def _draw_among(logits_RV: Tensor, settings: _Settings, totals_R1: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -214,7 +237,8 @@ def _pick(weights_RK: Tensor, uniform_R1: Tensor) -> Tensor:
     sums_RK = weights_RK.cumsum(-1)
     totals_R1 = sums_RK[:, -1:]
     targets_R1 = torch.minimum((uniform_R1 * totals_R1).floor(), totals_R1 - 1)
-    return torch.searchsorted(sums_RK, targets_R1, right=True)[:, 0]
+    # Sums that are not finite are passed by none; the row's token is never used, but must be one.
+    return torch.searchsorted(sums_RK, targets_R1, right=True)[:, 0].clamp_(max=weights_RK.shape[1] - 1)
 
 
 def top_candidates(logits_RV: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:

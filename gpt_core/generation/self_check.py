@@ -28,6 +28,8 @@ REFERENCE_ROWS = 64
 ROW_CLASSES = (4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
 REFERENCE_CHUNKS = 4
 CHUNK_CLASSES = (1, 2, 4, 8)
+GPU_CHUNK_CLASSES = (4, 8, 16, 32, 64, 128, 256)
+"""Each launch costs the same time, whatever there is to compute."""
 KEY_CHECK_ROWS = 8
 PROBE_LAYERS = 2
 PROBE_POSITIONS = 48  # positions of the probing rows
@@ -102,12 +104,13 @@ def agreed_classes(weights: Mapping[str, Tensor], decoder: Decoder, num_position
     probe = _Probe(weights, decoder, num_positions)
     useful = [rows for rows in ROW_CLASSES if rows <= max(num_rows, REFERENCE_ROWS)]
     rows = tuple(count for count in useful if probe.agrees_on_rows(count))
-    chunks = tuple(count for count in CHUNK_CLASSES if probe.agrees_on_chunks(count))
+    classes = _chunk_classes(decoder.device)
+    chunks = tuple(count for count in classes if probe.agrees_on_chunks(count))
     # On a GPU each number of keys is a graph to record: fewer of them.
     steps = KEY_STEPS if decoder.device.type == "cpu" else KEY_STEPS[-1:]
     key_step = next((step for step in steps if probe.agrees_on_multiples(step)), num_positions)
     dropped = [f"decode rows {count}" for count in useful if count not in rows]
-    dropped += [f"prefill chunks {count}" for count in CHUNK_CLASSES if count not in chunks]
+    dropped += [f"prefill chunks {count}" for count in classes if count not in chunks]
     dropped += [f"multiples of {step} keys" for step in steps if step < key_step]
     return ShapeClasses(
         rows=rows or (REFERENCE_ROWS,),
@@ -116,6 +119,10 @@ def agreed_classes(weights: Mapping[str, Tensor], decoder: Decoder, num_position
         dropped=tuple(dropped),
         is_invariant=REFERENCE_ROWS in rows and REFERENCE_CHUNKS in chunks,
     )
+
+
+def _chunk_classes(device: torch.device) -> tuple[int, ...]:
+    return CHUNK_CLASSES if device.type == "cpu" else GPU_CHUNK_CLASSES
 
 
 class _Probe:
@@ -137,7 +144,7 @@ class _Probe:
         ).to(decoder.dtype)
         self._chunks = [
             Chunk(0, 0, tuple(self._random(shape.vocabulary_size, CHUNK_TOKENS).tolist()))
-            for _ in range(max(CHUNK_CLASSES))
+            for _ in range(max(_chunk_classes(decoder.device)))
         ]
         self._expected = self._decode(torch.arange(REFERENCE_ROWS), REFERENCE_KEYS)
         self._expected_chunks = self._prefill(range(REFERENCE_CHUNKS), REFERENCE_CHUNKS)

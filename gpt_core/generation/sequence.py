@@ -33,6 +33,8 @@ class Sequence:
     is_damaged: bool = False
     """Whether the prompt's logits were not finite."""
     output_ids: list[int] = field(default_factory=list)
+    num_to_prefill: int = field(init=False)
+    """Prompt tokens the cache must hold before the first decode step."""
     plan: DrawPlan = field(init=False)
     _stream: TextStream = field(init=False)
     _unsent_echo: str = ""
@@ -41,15 +43,11 @@ class Sequence:
     _unsent_logprobs: int = 0
 
     def __post_init__(self) -> None:
+        self.num_to_prefill = len(self.request.prompt_ids) - 1
         self.plan = plan_draws(self.request, self.sample)
         self._stream = TextStream(self.request.sampling.stop)
         if self.request.sampling.echo:
             self._unsent_echo = self.tokenizer.decode(self.request.prompt_ids)
-
-    @property
-    def num_to_prefill(self) -> int:
-        """Prompt tokens the cache must hold before the first decode step."""
-        return len(self.request.prompt_ids) - 1
 
     @property
     def is_prefilled(self) -> bool:
@@ -111,6 +109,10 @@ class Sequence:
     def end_after_prompt(self) -> TokenEvent:
         """Return the only event of a sample that draws nothing."""
         return self._event(None, "", "length")
+
+    def goes_on_after(self, token_id: int) -> bool:
+        """Say whether a token is drawn after this one, unless it completes a stop string."""
+        return len(self.output_ids) + 1 < self.max_tokens and not self._is_ending(token_id)
 
     def add_token(self, token_id: int, logprob: TokenLogprob | None) -> TokenEvent:
         """Take a drawn token and return what it adds to the text, with the completion if it is the last."""

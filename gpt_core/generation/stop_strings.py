@@ -35,6 +35,8 @@ class TextStream:
         return text + rest
 
     def _release(self, new: str) -> str:
+        if not self._stop:
+            return new
         self._held += new
         found = [start for stop in self._stop if (start := self._held.find(stop)) >= 0]
         if found:

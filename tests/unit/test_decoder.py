@@ -90,3 +90,21 @@ def test_half_precision_keeps_what_is_left_of_logits_that_have_a_large_part_in_c
     found = forward_all(shape, ids, kernel="plain", dtype=torch.bfloat16, weights=tensors)[:, :257]
     errors = found.log_softmax(-1).double() - torch.from_numpy(expected).log_softmax(-1)
     assert errors.abs().max() < 0.1
+
+
+@pytest.mark.parametrize("band", [None, 9])
+def test_chunks_attended_to_together_give_what_each_gives_by_itself(band):
+    # On a GPU all chunks of one start are one call; this is its code on a CPU, for a cache of one block.
+    shape = ModelShape(3, 2, 32, 128, 257, attention_band=band)
+    decoder = Decoder(make_weights(shape), shape, torch.float32, CPU, kernel="plain", attention="products")
+    ids = torch.randint(257, (3, 96), generator=torch.Generator().manual_seed(1)).tolist()
+    places = [(2, 0), (0, 0), (0, 32), (0, 64), (1, 0), (1, 32)]
+    chunks = [Chunk(slot, start, tuple(ids[slot][start : start + CHUNK_TOKENS])) for slot, start in places]
+    chunks[-1] = Chunk(1, 32, chunks[-1].ids[:5])
+    caches = [KVCache(shape, 4, shape.num_positions, torch.float32, CPU) for _ in range(2)]
+    each = decoder.prefill(caches[0], chunks, 8)
+    decoder._each_chunk = decoder._alike_chunks
+    together = decoder.prefill(caches[1], chunks, 8)
+    assert torch.allclose(together[: len(chunks)], each[: len(chunks)], atol=1e-5)
+    for old, new in zip(caches[0].blocks[0].keys, caches[1].blocks[0].keys, strict=True):
+        assert torch.allclose(old, new, atol=1e-5)

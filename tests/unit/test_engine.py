@@ -1,5 +1,6 @@
 """Promises of gpt_core.generation.engine: the same text in any company, and requests treated as they ask."""
 
+import functools
 import random
 
 import pytest
@@ -124,6 +125,54 @@ def test_a_gpu_gives_the_same_bits_alone_and_in_company(precision):
     lone = make_engine(slots=3, precision=precision, device="cuda")
     assert lone.classes.is_invariant
     assert [done for wanted in requests for done in lone.run([wanted])] == together
+
+
+@functools.cache
+def engine_ahead(slots):
+    """An engine that begins steps ahead, as it does on a GPU."""
+    engine = make_engine(slots=slots)
+    engine._goes_ahead = True
+    return engine
+
+
+@given(requests=request_lists(), slots=st.sampled_from([3, 8]), data=st.data())
+@settings(max_examples=25)
+def test_steps_begun_ahead_give_the_bits_and_the_events_of_those_that_wait(requests, slots, data):
+    arrivals = data.draw(st.lists(st.integers(0, 6), min_size=len(requests), max_size=len(requests)))
+    assert run_by_events(engine_ahead(slots), requests, arrivals) == run_by_events(
+        shared_engine(slots), requests, arrivals
+    )
+
+
+def test_a_step_begun_ahead_serves_those_that_stay_and_those_that_join_are_in_the_next(monkeypatch):
+    engine, steps = engine_ahead(8), []
+    decode = engine._decode
+    monkeypatch.setattr(
+        engine, "_decode", lambda rows: steps.append([row[0].request.id for row in rows]) or decode(rows)
+    )
+    lengths = {"a": 6, "b": 2, "c": 6, "d": 3}
+    asked = [request(name, max_tokens=n, top_k=20, stop_at_end_of_text=False) for name, n in lengths.items()]
+    found, events = run_by_events(engine, asked, [0, 0, 0, 4])
+    # d joins before the fifth step, which was begun without it, and draws from the sixth on.
+    assert ["".join(step) for step in steps] == ["abc", "abc", "ac", "ac", "ac", "acd", "d", "d"]
+    assert [len(events[name, 0]) for name in lengths] == list(lengths.values())
+    assert list(found.values()) == shared_engine(8).run([asked[i] for i in (1, 0, 2, 3)])
+
+
+def test_a_step_begun_ahead_that_is_not_finite_ends_its_sample_alone():
+    weights = dict(make_weights())
+    weights["wpe.weight"] = weights["wpe.weight"].clone()
+    weights["wpe.weight"][60] = torch.nan
+    engine = Engine(weights, SHAPE, TOKENIZER, EngineOptions(slots=3, precision="fp32"))
+    engine._goes_ahead = True
+    asked = [
+        request(name, "y" * 8, top_k=9, max_tokens=max_tokens, stop_at_end_of_text=False)
+        for name, max_tokens in (("a", 50), ("b", 70))
+    ]
+    sound, bad = engine.run(asked)
+    assert [sound] == shared_engine(8).run(asked[:1])
+    assert (bad.finish_reason, len(bad.token_ids)) == ("error", 60 - 7)  # positions 7 to 59 are sound
+    assert engine.run(asked[:1]) == [sound]
 
 
 def test_a_cancelled_neighbour_leaves_no_trace():

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_core.generation.request import GenerationRequest, Sampling
-from gpt_core.generation.sampling import draw, draw_key, penalise, plan_draws, token_logprobs, top_candidates, uniform
+from gpt_core.generation.sampling import (
+    draw,
+    draw_key,
+    draws_without_waiting,
+    penalise,
+    plan_draws,
+    token_logprobs,
+    top_candidates,
+    uniform,
+)
 from tests.reference import sampling_plain
 
 VOCABULARY = 640
@@ -166,3 +175,29 @@ def test_a_very_low_temperature_is_greedy_without_overflow():
     plans = [plan(temperature=1e-30), plan(temperature=1e-30, top_k=40), plan(temperature=1e-30, top_p=0.9)]
     for row_plan in plans:
         assert draw(logits, [row_plan] * 5, list(range(5))).tolist() == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {}, {"top_k": 40, "top_p": 0.9}])
+def test_rows_that_are_not_finite_still_give_an_id_of_the_vocabulary_and_disturb_no_other(sampling):
+    # A GPU draws before it is known which rows are; an id out of range would end the process there.
+    logits = some_logits(4, 6)
+    expected = draw(logits, [plan(**sampling)] * 4, list(range(4))).tolist()
+    logits[1], logits[2] = torch.nan, -torch.inf
+    found = draw(logits, [plan(**sampling)] * 4, list(range(4))).tolist()
+    assert (found[0], found[3]) == (expected[0], expected[3])
+    assert all(0 <= token < VOCABULARY for token in found)
+
+
+@pytest.mark.parametrize(
+    ("samplings", "expected"),
+    [
+        ([{"top_k": 40}, {"top_k": 64, "top_p": 0.9}], True),
+        ([{}, {"min_p": 0.1}], True),
+        ([{"temperature": 0.0}], True),
+        ([{"top_k": 65}], False),
+        ([{"top_p": 0.9}], False),
+        ([{"top_k": 40}, {}], False),
+    ],
+)
+def test_draws_that_a_device_is_not_waited_for_are_known(samplings, expected):
+    assert draws_without_waiting([plan(**sampling) for sampling in samplings]) is expected
