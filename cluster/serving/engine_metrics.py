@@ -1,13 +1,14 @@
 """Prometheus metrics of an engine, through Ray's own exporter on every node.
 
 They count samples without a slot, slots and those in use, tokens drawn, prompt tokens computed, and
-the time from a request's arrival at the replica to its first token. All begin with ``herd_engine_``.
+the time from a request's arrival at the replica to its first token. All begin with ``herd_engine_``,
+and Ray Serve labels them with the application, the deployment and the replica.
 """
 
 import threading
 import time
 
-from ray.util.metrics import Counter, Gauge, Histogram
+from ray.serve.metrics import Counter, Gauge, Histogram
 
 from cluster.serving.engine_loop import EngineLoop
 

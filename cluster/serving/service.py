@@ -104,7 +104,7 @@ def serve_until_stopped(settings: ServeJob) -> str:
             _linked(settings, served),
             _sigterm_sets(stopped),
         ):
-            _announce(settings, served, address)
+            _announce(settings, served, address, cluster)
             while not stopped.wait(_WAKE_SECONDS):
                 pass
     return f"served {served.checkpoint} at {address} until it was stopped"
@@ -257,13 +257,23 @@ def _linked(settings: ServeSettings, served: Served) -> contextlib.AbstractConte
     return linked_to_page(location(served.checkpoint), digest, f"http://{host}:{settings.port}/")
 
 
-def _announce(settings: ServeSettings, served: Served, address: str) -> None:
+def _announce(settings: ServeSettings, served: Served, address: str, cluster: Cluster) -> None:
     engine = settings.engine
     say(f"serving {served.checkpoint} as {settings.model_name!r}: {engine.num_replicas} x {engine.num_slots} slots")
     say(f"listening on {address} ({'this machine only' if is_loopback(settings.host) else 'API key required'})")
     if settings.page:
         say(f"a page to watch it think: {address}/")
+    if cluster.address is None:
+        say(f"metrics for Prometheus: {metrics_address()}")
     say(f"try: curl {address}/v1/completions -H 'Content-Type: application/json' -d '{_EXAMPLE}'; Ctrl-C stops")
+
+
+def metrics_address() -> str:
+    """Return where Ray's exporter of the only node answers Prometheus; the port is another at each start."""
+    import ray
+
+    (node,) = ray.nodes()
+    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
 def _bracketed(host: str) -> str:

@@ -19,7 +19,8 @@ SUFFIXES = {"Gauge": [""], "Counter": ["_total"], "Histogram": ["_bucket", "_sum
 
 def our_metrics() -> set[str]:
     names = set()
-    makers = [path for path in (ROOT / "cluster").rglob("*.py") if "from ray.util.metrics import" in path.read_text()]
+    importing = re.compile(r"from ray\.(util|serve)\.metrics import")
+    makers = [path for path in (ROOT / "cluster").rglob("*.py") if importing.search(path.read_text())]
     for path in makers:
         for call in ast.walk(ast.parse(path.read_text())):
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in SUFFIXES:
