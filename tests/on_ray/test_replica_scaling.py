@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from http.client import HTTPResponse
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray import serve
@@ -48,7 +49,8 @@ def text(address: str) -> str:
 
 
 def num_replicas() -> int:
-    return serve.status().applications[APPLICATION].deployments["Generator"].replica_states.get("RUNNING", 0)
+    states: Any = serve.status().applications[APPLICATION].deployments["Generator"].replica_states
+    return states.get("RUNNING", 0)
 
 
 def wait_until(reached: Callable[[], object], otherwise: str, seconds: float = 40) -> None:
