@@ -21,6 +21,7 @@ from gpt_core.model.gpt import GPT
 from gpt_core.model.presets import PRESETS, ModelShape
 
 PROMPT_TOKENS, TOP_K = 32, 40
+WARM_UP_ROUNDS = 2  # the first fills caches, whose growth forgets recorded graphs; the second records all
 VOCABULARY_SIZE = 50257
 Run = Callable[[list[list[int]], int], int]
 """Prompts and new tokens of each, to the number of tokens made."""
@@ -64,17 +65,21 @@ def measure(shape: ModelShape, arguments: argparse.Namespace) -> dict[str, float
     limit = min(shape.vocabulary_size, VOCABULARY_SIZE) - 1
     prompts = torch.randint(0, limit, (arguments.sequences, PROMPT_TOKENS), generator=generator).tolist()
     rates: dict[str, list[float]] = {name: [] for name in runs}
-    for round_number in range(arguments.rounds + 1):
+    for round_number in range(1 - WARM_UP_ROUNDS, arguments.rounds + 1):
         for name, run in runs.items():
             rate = _rate(run, prompts, arguments)
-            if round_number:  # the first records graphs and fills caches
+            print(f"{_round(round_number)}: {name} {rate:,.0f} tokens/s", flush=True)
+            if round_number > 0:
                 rates[name].append(rate)
-                print(f"round {round_number}: {name} {rate:,.0f} tokens/s", flush=True)
     medians = {name: statistics.median(found) for name, found in rates.items()}
     for name, median in medians.items():
         ratio = medians["ours"] / median
         print(f"{_machine(arguments)}: {name} {median:,.0f} tokens/s, ours / {name} = {ratio:.2f}")
     return medians
+
+
+def _round(number: int) -> str:
+    return f"round {number}" if number > 0 else "warm-up"
 
 
 def _rate(run: Run, prompts: list[list[int]], arguments: argparse.Namespace) -> float:
@@ -134,7 +139,8 @@ def _peer(peer: str, weights: dict[str, torch.Tensor], shape: ModelShape, argume
         settings = GenerationConfig(
             do_sample=True, top_k=TOP_K, max_new_tokens=new_tokens, eos_token_id=-1, pad_token_id=0
         )
-        made = model.generate_batch(prompts, generation_config=settings)
+        # What it makes ready for such requests is kept for the next round, as ours is.
+        made = model.generate_batch(prompts, generation_config=settings, persistent_manager=True)
         return sum(len(one.generated_tokens) for one in made.values())
 
     return {"generate": generate, "continuous": continuous}[peer]
