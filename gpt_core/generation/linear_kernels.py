@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt_core.generation.int8_product import Int8Product, native_product
 from gpt_core.generation.int8_rows import PEAK, ZERO, Int8Rows, int8_rows
+from gpt_core.generation.native_product import Int8Product, bf16_product, int8_product
 
 Linear = Callable[[Tensor], Tensor]
 Kernel = Literal["plain", "packed", "int8"]
@@ -38,13 +38,15 @@ def packed_linear(weight_OI: Tensor, bias_O: Tensor | None, *, gelu: bool = Fals
     Raises:
         RuntimeError, AttributeError: This torch has no such operator, or not for this type.
     """
+    if weight_OI.dtype == torch.bfloat16 and (product := bf16_product(weight_OI, bias_O, gelu=gelu)):
+        return product
     operators: Any = torch.ops.mkldnn
     packed = operators._reorder_linear_weight(weight_OI.contiguous(), PACKED_ROWS)
-    product = operators._linear_pointwise
+    multiply = operators._linear_pointwise
     activation = ("gelu", [], "tanh") if gelu else ("none", [], "")
 
     def apply(x_MI: Tensor) -> Tensor:
-        return product(x_MI, packed, bias_O, *activation)
+        return multiply(x_MI, packed, bias_O, *activation)
 
     return apply
 
@@ -62,7 +64,7 @@ def int8_linear(weight_OI: Tensor, bias_O: Tensor | None, *, gelu: bool = False)
     scale_O = weight_OI.float().abs().amax(1) / PEAK
     rounded_OI = (weight_OI.float() / scale_O[:, None].clamp_min(_TINY)).round_().to(torch.int8).contiguous()
     rows = int8_rows(weight_OI.shape[1], len(scale_O))
-    product = native_product(rounded_OI, scale_O, bias_O, gelu=gelu)
+    product = int8_product(rounded_OI, scale_O, bias_O, gelu=gelu)
     product = product or _onednn_product(rounded_OI, scale_O, bias_O, rows, gelu=gelu)
     return lambda x_MI: product(*rows.quantize(x_MI))
 
