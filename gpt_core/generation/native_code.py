@@ -1,4 +1,4 @@
-"""C++ of the folder ``native``, compiled for this machine when an engine first needs it; less than a second a file.
+"""C++ of the folder ``native``, compiled for this machine when an engine first needs it; a third of a second a file.
 
 Nothing is kept on disk: what was compiled for another CPU is never run here. Where there is no compiler the caller has
 another way, in PyTorch.

@@ -5,8 +5,6 @@
 // of 16 outputs. A panel stays in the cache while it meets all rows, and the next one is fetched meanwhile. A sum runs
 // over the inputs in their order, however many rows there are.
 
-#include <immintrin.h>
-
 #include "vectors.h"
 
 namespace {
