@@ -246,8 +246,8 @@ class _Group:
 
 def _trainer(fitting: Fitting, count: int, losses: Losses) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
+    from cluster.own_trainer import OwnTrainer
     from cluster.restart_in_place import RestartInPlace
     from cluster.torch_group import NodeTorchConfig
 
@@ -258,7 +258,7 @@ def _trainer(fitting: Fitting, count: int, losses: Losses) -> Any:
     is_elastic = len(fitting.counts) > 1
     if plan.device == "cpu":
         variables["GLIBC_TUNABLES"] = GLIBC_TUNABLES
-    return TorchTrainer(
+    return OwnTrainer(
         fitting.work,
         train_loop_config={"plan": plan.to_dict()},
         torch_config=NodeTorchConfig(),

@@ -42,6 +42,7 @@ _MISTAKES_IN_CODE = (TypeError, AttributeError, NameError, ImportError, Assertio
 OWN_RAY_SETTINGS = ("num_cpus", "object_store_bytes")
 """Settings of the job's own Ray: those of a running cluster are not a job's to choose."""
 
+_UNUSED_SERVERS = ("start_monitor", "start_log_monitor", "start_api_server")
 _OBJECT_STORE_BYTES = 268_435_456
 _NOISY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.serve", "ray.tune")
 
@@ -165,7 +166,7 @@ def _start(settings: ClusterSettings, address: str | None) -> None:
     }
     if address is None:
         ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # as in _LOOPBACK_RAY, for a ray imported before
-        with _native_code_silenced():
+        with _native_code_silenced(), _unused_servers_left_out():
             ray.init(
                 address="local",
                 num_cpus=_own_cpus(settings),
@@ -188,6 +189,26 @@ def _start(settings: ClusterSettings, address: str | None) -> None:
             "a running Ray head that accepts this client",
             "check the address (HOST:6379, ray://HOST:10001 or auto) and the token (RAY_AUTH_MODE, RAY_AUTH_TOKEN)",
         ) from error
+
+
+@contextlib.contextmanager
+def _unused_servers_left_out() -> Iterator[None]:
+    """Start a node without servers of Ray's that do nothing for a job's own Ray, yet take seconds to start and to end.
+
+    They are the autoscaler's monitor, the one that brings workers' prints to the driver, and the dashboard's, which
+    Ray starts even where there is no dashboard.
+    """
+    import ray._private.node
+
+    node = ray._private.node.Node
+    kept = {name: getattr(node, name) for name in _UNUSED_SERVERS}
+    try:
+        for name in kept:
+            setattr(node, name, lambda _node, **_options: None)
+        yield
+    finally:
+        for name, start in kept.items():
+            setattr(node, name, start)
 
 
 @contextlib.contextmanager
