@@ -1,10 +1,11 @@
 """Generated tokens a second of GPT-2 on one GPU: a plain checkout, torch 2.11 or later; no Ray.
 
     python -m benchmarks.gpu_generate [--sequences 256] [--new-tokens 256] [--rounds 3] [--peers generate continuous]
+                                      [--profile]
 
 The engine with invariance on, decode steps recorded as CUDA graphs, beside Hugging Face generate and its continuous
 batching where transformers is installed; bf16, the same random weights, 32 prompt tokens, top_k 40, rounds interleaved.
-A peer that cannot run here is named with its reason.
+A peer that cannot run here is named with its reason. `--profile` prints which kernels the engine spends its time in.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu_profile import print_profile
 from gpt_core.generation.engine import Engine, EngineOptions
 from gpt_core.generation.request import GenerationRequest, Sampling
 from gpt_core.model.gpt import GPT
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--peers", nargs="*", default=["generate", "continuous"], choices=["generate", "continuous"])
+    parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     measure(PRESETS[arguments.preset].shape, arguments)
 
@@ -75,6 +78,8 @@ def measure(shape: ModelShape, arguments: argparse.Namespace) -> dict[str, float
     for name, median in medians.items():
         ratio = medians["ours"] / median
         print(f"{_machine(arguments)}: {name} {median:,.0f} tokens/s, ours / {name} = {ratio:.2f}")
+    if arguments.profile:
+        print_profile(lambda: runs["ours"](prompts, arguments.new_tokens), torch.device(arguments.device))
     return medians
 
 

@@ -1,13 +1,14 @@
 """Training throughput of the exact GPT-2 on one GPU: a plain checkout, torch 2.11 or later, NumPy; nothing else.
 
     python -m benchmarks.gpu_train [--preset gpt2] [--sequences 32] [--accumulate 1] [--rounds 10] [--reduction fast]
-                                   [--contestants ours hf-compiled] [--activation-checkpointing]
+                                   [--contestants ours hf-compiled] [--activation-checkpointing] [--profile]
 
 Whole optimizer steps on random ids: bf16 with fp32 master weights, forward, backward, clip and AdamW, one
 synchronisation a step. Prints the median tokens a second and the MFU, 6 N + 12 L d T FLOPs a token (PaLM convention)
 over the card's dense bf16 peak. `--reduction exact` measures what one fixed order of all sums and deterministic kernels
-cost. Peers are Hugging Face's GPT2LMHeadModel under bf16 autocast with fused AdamW, where transformers is installed;
-every round takes each contestant in turn. `--device cpu --shape 2 2 32 16 100` tries the code without a GPU.
+cost, `--profile` shows in which kernels a step of each spends its time. Peers are Hugging Face's GPT2LMHeadModel under
+bf16 autocast with fused AdamW, where transformers is installed; every round takes each contestant in turn.
+`--device cpu --shape 2 2 32 16 100` tries the code without a GPU.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from benchmarks.gpu_profile import print_profile
 from gpt_core.model.precision import peak_flops
 from gpt_core.model.presets import PRESETS, ModelShape
 from gpt_core.training.learner import Learner
@@ -56,6 +58,9 @@ def main(words: list[str] | None = None) -> None:
         print(f"  {kind:13} {_line(num_tokens / statistics.median(times), shape, device)}")
     if device.type == "cuda":
         print(f"  peak memory of all: {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB")
+    for kind, step in steps.items() if arguments.profile else ():
+        print(f"a step of {kind}:")
+        print_profile(step, device)
 
 
 def _parse(words: list[str] | None) -> argparse.Namespace:
@@ -68,6 +73,7 @@ def _parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--reduction", default="fast", choices=["fast", "exact"])
     parser.add_argument("--activation-checkpointing", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--contestants", nargs="+", default=["ours"], choices=kinds)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     return parser.parse_args(words)

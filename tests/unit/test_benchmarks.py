@@ -28,7 +28,7 @@ _TRAIN = """
 import benchmarks.gpu_train
 for reduction in ("fast", "exact"):
     words = "--device cpu --shape 1 2 16 8 50 --sequences 3 --accumulate 2 --rounds 1 --contestants ours-eager"
-    benchmarks.gpu_train.main([*words.split(), "--reduction", reduction])
+    benchmarks.gpu_train.main([*words.split(), "--reduction", reduction, "--profile"])
 """
 
 
@@ -36,7 +36,9 @@ _GENERATE = """
 import argparse
 import benchmarks.gpu_generate
 from gpt_core.model.presets import ModelShape
-asked = argparse.Namespace(preset="tiny", sequences=3, new_tokens=4, rounds=1, device="cpu", peers=PEERS)
+asked = argparse.Namespace(
+    preset="tiny", sequences=3, new_tokens=4, rounds=1, device="cpu", peers=PEERS, profile=not PEERS
+)
 print(benchmarks.gpu_generate.measure(ModelShape(1, 2, 16, 64, 300), asked)["ours"] > 0)
 """
 
@@ -49,13 +51,16 @@ def said(program):
 
 def test_the_gpu_benchmark_needs_torch_and_numpy_alone():
     told = said(_REFUSING + _TRAIN)
-    assert told.count("ours-eager") == 2
+    assert told.count("  ours-eager") == told.count("a step of ours-eager:") == 2
+    assert "aten::" in told
     assert "1x2x16x8x50, CPU" in told
     assert "MFU not known" in told
 
 
 def test_the_gpu_benchmark_of_generation_needs_torch_alone():
-    assert said(f"{_REFUSING}PEERS = []\n{_GENERATE}").endswith("True\n")
+    told = said(f"{_REFUSING}PEERS = []\n{_GENERATE}")
+    assert told.endswith("True\n")
+    assert "aten::" in told
 
 
 @pytest.mark.slow
