@@ -8,6 +8,7 @@ Shapes: B sequences, T positions, C width, H heads, D head width, V vocabulary.
 
 import hashlib
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -101,7 +102,7 @@ class Block(nn.Module):
         return x_BTC + self.dropout(self.mlp(self.ln_2(x_BTC)))
 
 
-def recomputed(block: nn.Module, x_BTC: Tensor) -> Tensor:
+def recomputed(block: Callable[[Tensor], Tensor], x_BTC: Tensor) -> Tensor:
     """Return block(x_BTC), keeping x_BTC alone for the backward pass; dropout is drawn again as it was."""
     return checkpoint(block, x_BTC, use_reentrant=False)  # type: ignore[return-value]
 
@@ -151,9 +152,12 @@ class GPT(nn.Module):
             )
         return self.dropout(embedded(self.wte.weight, ids_BT) + self.wpe.weight[:num_positions])
 
-    def layers(self, x_BTC: Tensor) -> Tensor:
-        """Return the final stream for that of the embeddings: the part that is worth compiling."""
-        for block in self.h:
+    def layers(self, x_BTC: Tensor, blocks: Sequence[Callable[[Tensor], Tensor]] | None = None) -> Tensor:
+        """Return the final stream for that of the embeddings: the part that is worth compiling.
+
+        blocks: What is called in place of the model's own, its blocks compiled.
+        """
+        for block in self.h if blocks is None else blocks:
             x_BTC = recomputed(block, x_BTC) if self.recomputes_blocks and self.training else block(x_BTC)
         return self.ln_f(x_BTC)
 

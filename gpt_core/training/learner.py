@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from gpt_core.finetuning.masked_loss import masked_next_token_loss, summed_over_targets
 from gpt_core.finetuning.masked_windows import is_masked, num_targets, target_rows, unmasked
+from gpt_core.model.compiled import compiled_layers
 from gpt_core.model.gpt import GPT, initial_values
 from gpt_core.model.loss import next_token_loss, token_losses
 from gpt_core.model.presets import ModelShape
@@ -103,7 +104,8 @@ class Learner:
         self._sum = TreeSum(lambda: self._flat_buffer(torch.float32, TAIL_ELEMENTS), self._contribution_views)
         self._parameters = [self.model.get_parameter(span.name) for span in self.layout.spans]
         self._losses: list[Tensor] = []
-        self._layers = torch.compile(self.model.layers) if self.compute.compiled else self.model.layers
+        compiled = self.compute.compiled
+        self._layers = compiled_layers(self.model, self.compute.device) if compiled else self.model.layers
 
     def initialise(self) -> "Learner":
         """Fill the weights with GPT-2's starting values for the seed."""
