@@ -351,7 +351,8 @@ class Engine:
     def _leave(self, request_id: str, sample: int, *, is_damaged: bool) -> None:
         sequence = next(other for other in self._admitted if other.sample == sample and other.request.id == request_id)
         slot = self._free(sequence)
-        if is_damaged:
+        # What a step ahead stored for it may not be finite either; nobody waits to know.
+        if is_damaged or (self._ahead is not None and sequence in self._ahead):
             self._cache.clear(slot)
         self._unfinished[request_id] -= 1
         if not self._unfinished[request_id]:

@@ -1,7 +1,7 @@
 """A decode step that a GPU computes while the tokens of the one before are still handed out.
 
 Made and taken by the engine. Invariant: what is taken from it are the bits that a step begun later gives. A sample that
-has left since is passed over: what its row stored lies in a slot where nobody reads it before it is written anew.
+has left since is passed over, and the engine clears its slot.
 """
 
 from dataclasses import dataclass
@@ -22,6 +22,10 @@ class StepAhead:
     rows: list[Row]
     tokens: Tensor
     """[R], on the device; NO_TOKEN where logits are not finite."""
+
+    def __contains__(self, sequence: Sequence) -> bool:
+        """Say whether a row is this sample's."""
+        return any(row[0] is sequence for row in self.rows)
 
     def tokens_by_sample(self) -> dict[Sequence, int | None]:
         """Wait for the device and return each sample's token, None where its logits are not finite."""

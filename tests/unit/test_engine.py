@@ -2,6 +2,7 @@
 
 import functools
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -173,6 +174,25 @@ def test_a_step_begun_ahead_that_is_not_finite_ends_its_sample_alone():
     assert [sound] == shared_engine(8).run(asked[:1])
     assert (bad.finish_reason, len(bad.token_ids)) == ("error", 60 - 7)  # positions 7 to 59 are sound
     assert engine.run(asked[:1]) == [sound]
+
+
+def test_a_step_begun_ahead_leaves_a_slot_finite_whose_sample_has_stopped():
+    weights = dict(make_weights())
+    weights["wpe.weight"] = weights["wpe.weight"].clone()
+    weights["wpe.weight"][60] = torch.nan
+    engine = Engine(weights, SHAPE, TOKENIZER, EngineOptions(slots=1, precision="fp32"))
+    engine._goes_ahead = True
+    made = []
+    for seed in range(40):
+        asked = request("a", "y" * 8, top_k=9, max_tokens=60 - 7, stop_at_end_of_text=False, seed=seed)
+        text = engine.run([asked])[0].text
+        # Where it stops at the last token, position 60 is computed ahead.
+        stopping = replace(asked, sampling=replace(asked.sampling, max_tokens=70, stop=(text[-2:],)))
+        (completion,) = engine.run([stopping])
+        made.append(len(completion.token_ids))
+        block, row = engine._cache.block_of(0)
+        assert all(torch.isfinite(tensor[row]).all() for tensor in (*block.keys, *block.values))
+    assert 60 - 7 in made
 
 
 def test_a_cancelled_neighbour_leaves_no_trace():
