@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.capacity import Worker
 from cluster.cpu_allocator import GLIBC_TUNABLES
 from cluster.progress import say
+from cluster.serving.application import QUIET_LOGGING, deployed
 from cluster.serving.replica_scaling import SAMPLES, replica_options
 from cluster.session import Cluster, quiet_libraries
 from gpt_core.errors import ResourceError, UserError
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from gpt_core.inspection.inspection import Query
 
 GENERATOR = "Generator"
-# No access log: it would name every request. Errors stay in the files of Ray's session folder.
-QUIET_LOGGING = {"log_level": "ERROR", "enable_access_log": False}
 # Ray Serve's router collapses when callers hold more calls in flight than this (its default is 5);
 # callers bound themselves far below.
 _MAX_ONGOING_REQUESTS = 4096
@@ -202,22 +201,11 @@ def handles_only(checkpoint: str, settings: EngineSettings, cluster: Cluster, ap
     from ray import serve
 
     quiet_libraries()
-    serve.start(proxy_location="Disabled", logging_config=QUIET_LOGGING)
-    try:
-        # Nobody waits for a next token: prompts are stored as soon as there are slots for them.
-        application = generator_deployment(checkpoint, settings, cluster, prefill_chunks=settings.num_slots)
-        yield serve.run(application, name=app_name, route_prefix=None, logging_config=QUIET_LOGGING)
-    finally:
-        end_application(app_name, cluster)
 
+    def start() -> None:
+        serve.start(proxy_location="Disabled", logging_config=QUIET_LOGGING)
 
-def end_application(name: str, cluster: Cluster) -> None:
-    """Take an application down, and Ray Serve with the last one: its next user may want another address, or one at all.
-
-    A Ray of this job's own ends with it.
-    """
-    from ray import serve
-
-    serve.delete(name)
-    if cluster.address is not None and not serve.status().applications:
-        serve.shutdown()
+    # Nobody waits for a next token: prompts are stored as soon as there are slots for them.
+    application = generator_deployment(checkpoint, settings, cluster, prefill_chunks=settings.num_slots)
+    with deployed(application, app_name, None, cluster, start) as handle:
+        yield handle

@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+from cluster.serving.application import require_http
 from cluster.serving.deployment import generator_deployment, with_settled_precision
 from cluster.serving.http_guard import access_for
 from cluster.session import Cluster
@@ -15,13 +16,14 @@ def build(args: dict[str, Any]) -> Any:
     Raises:
         ValidationError: A setting is unknown or of the wrong kind.
         CheckpointError: There is no whole checkpoint.
-        ResourceError: The host is not loopback and HERD_API_KEY is not set on this node.
+        ResourceError: Ray Serve runs without HTTP; the host is not loopback and HERD_API_KEY is not set on this node.
     """
     import ray
 
     from cluster.serving import service
 
     settings = ServeSettings.model_validate(args)
+    require_http("serve deploy")
     served = service.resolve(settings)
     # Nodes may still be on their way: what a replica needs is asked of Ray, not counted here.
     gpus = int(ray.cluster_resources().get("GPU", 0)) if settings.engine.device == "auto" else 0

@@ -6,6 +6,7 @@ too much; it computes nothing. The replicas behind it are those of ``cluster.ser
 
 import asyncio
 import contextlib
+import functools
 import signal
 import socket
 import threading
@@ -15,13 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.progress import say
-from cluster.serving.deployment import (
-    QUIET_LOGGING,
-    end_application,
-    generator_deployment,
-    listen_on_loopback,
-    with_settled_precision,
-)
+from cluster.serving.application import QUIET_LOGGING, applications_in_use, deployed, require_http
+from cluster.serving.deployment import generator_deployment, listen_on_loopback, with_settled_precision
 from cluster.serving.engine_client import EngineClient
 from cluster.serving.http_guard import Access, access_for, is_loopback
 from cluster.session import Cluster, connect, quiet_libraries
@@ -147,22 +143,17 @@ def running(settings: ServeSettings, served: Served, access: Access, cluster: Cl
     Raises:
         ResourceError: The cluster runs Ray Serve at another address already, or has too few CPUs or GPUs.
     """
-    from ray import serve
-
     quiet_libraries()
     engine = with_settled_precision(settings.engine, cluster)
     settings = settings.model_copy(update={"engine": engine})
     generator = generator_deployment(served.checkpoint, engine, cluster)
-    _start_serve(settings.host, settings.port)
-    try:
-        application = ingress_deployment(generator, served, settings, access)
-        handle = serve.run(application, name=APPLICATION, route_prefix="/", logging_config=QUIET_LOGGING)
+    application = ingress_deployment(generator, served, settings, access)
+    start = functools.partial(_start_serve, settings.host, settings.port)
+    with deployed(application, APPLICATION, "/", cluster, start) as handle:
         try:
             yield f"http://{_bracketed(settings.host)}:{settings.port}"
         finally:
             _drain(handle, settings.drain_seconds)
-    finally:
-        end_application(APPLICATION, cluster)
 
 
 def ingress_deployment(generator: Any, served: Served, settings: ServeSettings, access: Access) -> Any:
@@ -202,11 +193,12 @@ def _start_serve(host: str, port: int) -> None:
 
     if start():
         return
-    applications = sorted(serve.status().applications)
+    applications = applications_in_use()
     if not applications:
         serve.shutdown()
         start()
         return
+    require_http(f"{host}:{port}")
     raise ResourceError(
         f"{host}:{port}",
         f"a Ray Serve on this cluster that listens elsewhere, for {', '.join(applications)}",
