@@ -102,6 +102,11 @@ class Block(nn.Module):
         return x_BTC + self.dropout(self.mlp(self.ln_2(x_BTC)))
 
 
+def _embedding(count: int, width: int) -> nn.Embedding:
+    """Return a table without values; drawing them where there is nothing to fill costs a second: torch's compiler."""
+    return nn.Embedding.from_pretrained(torch.empty(count, width), freeze=False)
+
+
 def recomputed(block: Callable[[Tensor], Tensor], x_BTC: Tensor) -> Tensor:
     """Return block(x_BTC), keeping x_BTC alone for the backward pass; dropout is drawn again as it was."""
     return checkpoint(block, x_BTC, use_reentrant=False)  # type: ignore[return-value]
@@ -121,8 +126,8 @@ class GPT(nn.Module):
         self.recomputes_blocks = False
         """Whether training keeps each block's input alone and computes its inside again in the backward pass."""
         with torch.device("meta"):
-            self.wte = nn.Embedding(shape.vocabulary_size, shape.n_embd)
-            self.wpe = nn.Embedding(shape.num_positions, shape.n_embd)
+            self.wte = _embedding(shape.vocabulary_size, shape.n_embd)
+            self.wpe = _embedding(shape.num_positions, shape.n_embd)
             self.h = nn.ModuleList(Block(shape, layer) for layer in range(shape.n_layer))
             self.ln_f = nn.LayerNorm(shape.n_embd, eps=LAYER_NORM_EPSILON)
         self.dropout = nn.Dropout(shape.dropout)
