@@ -1,4 +1,4 @@
-"""Promises of gpt_core.generation.native_product: sums in int8 are exact, those in bf16 the same in any company."""
+"""Promises of gpt_core.generation.native_product: sums in int8 are exact, and a row's bits the same in any company."""
 
 import logging
 from unittest.mock import Mock
@@ -10,6 +10,18 @@ import torch
 from gpt_core.generation import native_product
 from gpt_core.generation.linear_kernels import can_compute_int8, int8_linear
 from gpt_core.generation.native_product import _bf16_works, _int8_works, bf16_product, int8_product
+
+
+def int8(*args, **options):
+    product = int8_product(*args, **options)
+    assert product is not None
+    return product
+
+
+def bf16(*args, **options):
+    product = bf16_product(*args, **options)
+    assert product is not None
+    return product
 
 
 @pytest.fixture
@@ -28,7 +40,7 @@ def whole_numbers():
 def test_sums_are_exact_for_every_number_of_rows_and_threads(whole_numbers):
     x, weight = whole_numbers
     expected = (x.numpy().astype(np.int64) - 128) @ weight.numpy().astype(np.int64).T
-    product = int8_product(weight, torch.ones(len(weight)), None)
+    product = int8(weight, torch.ones(len(weight)), None)
     threads = torch.get_num_threads()
     try:
         for torch_threads in (1, 3):
@@ -45,10 +57,22 @@ def test_sums_of_the_widest_models_do_not_overflow(whole_numbers):
     weight = torch.full((32, 2**16), 127, dtype=torch.int8)
     weight[1] = -127
     x = torch.tensor([[255], [1]], dtype=torch.uint8).expand(2, 2**16).contiguous()
-    found = int8_product(weight, torch.ones(32), None)(x, torch.full((2,), 127.0))
+    found = int8(weight, torch.ones(32), None)(x, torch.full((2,), 127.0))
     largest = 127 * 127 * 2**16
     assert found[:, :2].tolist() == [[largest, -largest], [-largest, largest]]
     assert int8_product(torch.ones(32, 2**16 + 4, dtype=torch.int8), torch.ones(32), None) is None
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_row_in_int8_has_the_same_bits_among_any_number_of_rows(whole_numbers, gelu, has_bias):
+    x, weight = whole_numbers
+    generator = torch.Generator().manual_seed(2)
+    scale, peak = torch.rand(160, generator=generator) / 1e4, torch.rand(37, generator=generator) * 10
+    product = int8(weight, scale, torch.randn(160, generator=generator) if has_bias else None, gelu=gelu)
+    expected = torch.cat([product(x[row : row + 1], peak[row : row + 1]) for row in range(len(x))])
+    for rows in range(len(x) + 1):
+        assert torch.equal(product(x[:rows], peak[:rows]), expected[:rows])
 
 
 @pytest.mark.parametrize("gelu", [False, True])
@@ -63,7 +87,7 @@ def test_scales_bias_and_gelu_follow(whole_numbers, gelu, has_bias):
     expected += 0.0 if bias is None else bias.double().numpy()
     if gelu:
         expected *= 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (expected + 0.044715 * expected**3)))
-    found = int8_product(weight, scale, bias, gelu=gelu)(x, peak)
+    found = int8(weight, scale, bias, gelu=gelu)(x, peak)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -95,21 +119,21 @@ def test_bf16_products_are_right_to_one_rounding(bf16_numbers, gelu, has_bias):
     expected = x.double().numpy() @ weight.double().numpy().T + (bias.double().numpy() if has_bias else 0.0)
     if gelu:
         expected *= 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (expected + 0.044715 * expected**3)))
-    found = bf16_product(weight, bias if has_bias else None, gelu=gelu)(x)
+    found = bf16(weight, bias if has_bias else None, gelu=gelu)(x)
     assert found.dtype == torch.bfloat16
     np.testing.assert_allclose(found.double().numpy(), expected, rtol=2**-8, atol=1e-4)
 
 
 def test_a_row_in_bf16_has_the_same_bits_among_any_number_of_rows_and_threads(bf16_numbers):
     x, weight, bias = bf16_numbers
-    product = bf16_product(weight, bias, gelu=True)
+    product = bf16(weight, bias, gelu=True)
     expected = torch.cat([product(row[None]) for row in x])
     threads = torch.get_num_threads()
     try:
         for torch_threads in (1, 3):
             torch.set_num_threads(torch_threads)
-            for rows in range(1, len(x) + 1):
-                assert torch.equal(product(x[-rows:]), expected[-rows:])
+            for rows in range(len(x) + 1):
+                assert torch.equal(product(x[len(x) - rows :]), expected[len(x) - rows :])
     finally:
         torch.set_num_threads(threads)
 
@@ -117,7 +141,7 @@ def test_a_row_in_bf16_has_the_same_bits_among_any_number_of_rows_and_threads(bf
 def test_a_row_in_bf16_that_is_not_finite_spoils_itself_alone(bf16_numbers):
     x, weight, bias = bf16_numbers
     x[1, 5], x[2, 7] = torch.nan, torch.inf
-    finite = bf16_product(weight, bias)(x).isfinite()
+    finite = bf16(weight, bias)(x).isfinite()
     assert finite.all(1).tolist() == [row not in {1, 2} for row in range(len(x))]
     assert not finite[1:3].any()
 
@@ -143,6 +167,27 @@ def test_code_that_computes_something_else_is_told_of_and_not_used(monkeypatch, 
     monkeypatch.setattr(native_product, works.__name__, works.__wrapped__)
     monkeypatch.setattr(native_product, "has_matrix_units", lambda: False)
     monkeypatch.setattr(native_product, "_compiled_multiply", lambda _: Mock())  # leaves what memory holds
+    assert make() is None
+    assert "C++ was compiled wrong" in caplog.text
+
+
+@pytest.mark.parametrize("rows", range(1, 9))
+@pytest.mark.parametrize(("works", "make"), [INT8, BF16])
+def test_code_that_is_wrong_for_one_number_of_rows_is_not_used(monkeypatch, caplog, works, make, rows):
+    if not works():
+        pytest.skip("oneDNN computes here")
+    compiled = native_product._compiled_multiply
+
+    def without_bias(kind):
+        def multiply(arguments, *panels):
+            if arguments._obj.num_rows == rows:
+                arguments._obj.bias = None
+            compiled(kind)(arguments, *panels)
+
+        return multiply
+
+    monkeypatch.setattr(native_product, works.__name__, works.__wrapped__)
+    monkeypatch.setattr(native_product, "_compiled_multiply", without_bias)
     assert make() is None
     assert "C++ was compiled wrong" in caplog.text
 

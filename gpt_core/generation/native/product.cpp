@@ -14,6 +14,7 @@ typedef uint8_t Input;  // 128 for zero
 typedef int8_t Weight;
 typedef Ints Sums;
 typedef float Output;
+constexpr float kPeak = 127;
 #define ADD_PRODUCTS "vpdpbusd"
 #ifndef __AVX512VNNI__
 #error "this CPU has no AVX-512 VNNI"
@@ -32,7 +33,6 @@ typedef uint16_t Output;
 constexpr int kStep = 4 / sizeof(Weight);
 constexpr int kPanel = 2 * kLanes;
 constexpr int kMostRows = 8;  // at once; of 8, 11 and 13 the fastest on Zen 4
-constexpr float kPeak = 127;
 typedef int32_t Inputs __attribute__((may_alias, aligned(1)));  // kStep of them
 
 struct Product {
@@ -47,15 +47,18 @@ struct Product {
   const int32_t* zeros;  // [output], 128 times the sum of an output's weights
 };
 
-// Returns the product of 16 outputs of a row without the bias.
-Floats unrounded(const Product& all, Sums sums, int64_t row, int64_t output) {
+// Writes 16 outputs of a row. Never inlined: compilers would fuse multiplications with additions, or not, for each
+// number of rows in another way.
+__attribute__((noinline)) void finish(const Product& all, Sums sums, int64_t row, int64_t output) {
 #ifdef INT8
   Ints zeros;
   std::memcpy(&zeros, all.zeros + output, sizeof(zeros));
-  return __builtin_convertvector(sums - zeros, Floats) * load(all.scales + output) * (all.peaks[row] / kPeak);
+  Floats y = __builtin_convertvector(sums - zeros, Floats) * load(all.scales + output) * (all.peaks[row] / kPeak);
 #else
-  return sums;
+  Floats y = sums;
 #endif
+  y += all.bias ? load(all.bias + output) : Floats{};
+  store(all.with_gelu ? gelu(y) : y, all.y + row * all.outputs + output);
 }
 
 template <int kRows>
@@ -79,11 +82,7 @@ void multiply_rows(const Product& all, int64_t row, int64_t panel, const Weight*
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
-    for (int half = 0; half < 2; ++half) {
-      const int64_t output = panel * kPanel + half * kLanes;
-      const Floats y = unrounded(all, sums[r][half], row + r, output) + (all.bias ? load(all.bias + output) : Floats{});
-      store(all.with_gelu ? gelu(y) : y, all.y + (row + r) * all.outputs + output);
-    }
+    for (int half = 0; half < 2; ++half) finish(all, sums[r][half], row + r, panel * kPanel + half * kLanes);
 }
 
 template <int kRows>
@@ -96,6 +95,7 @@ void multiply_any(int64_t count, const Product& all, int64_t row, int64_t panel,
 
 // Computes the outputs of some panels for all rows.
 extern "C" void multiply(const Product* all, int64_t first_panel, int64_t stop_panel) {
+  if (all->num_rows == 0) return;
   const int64_t num_groups = (all->num_rows + kMostRows - 1) / kMostRows;
   const int64_t next_step = (kStep * kPanel + num_groups - 1) / num_groups;
   for (int64_t panel = first_panel; panel < stop_panel; ++panel) {
