@@ -9,11 +9,23 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.chaos.command import write_counting
 from tests.chaos.namespaces import NODE, run_inside, text_of
 from tests.chaos.pretraining import Command, newest_logged_step, seconds_to_next_step
 
-# Long enough that the run is still at work when the new node has come and gone.
-LONGER = ["--train.num_steps", "1000", "--train.checkpoint_every_steps", "20", "--train.num_workers", "[1, 2]"]
+LONGER = ["--train.num_steps", "300", "--train.checkpoint_every_steps", "20", "--train.num_workers", "[1, 2]"]
+# While the new node comes and goes each step takes so long that the run, however fast, is still at work then.
+_SLOW = "HERD_TEST_SLOW"
+_SLOWED = f"""
+def count(module):
+    import time
+    plain = module._Reporter.on_metrics
+    def slowed(self, *args):
+        if os.path.exists(os.environ[{_SLOW!r}]):
+            time.sleep(0.2)
+        plain(self, *args)
+    module._Reporter.on_metrics = slowed
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +39,8 @@ class Story:
 def perform(words: list[str], output: Path, folder: Path) -> Story:
     """Train with the words while a node crashes, another comes, and that one is drained."""
     log = folder / "log"
-    printed = run_inside(__name__, [str(output), str(folder), *words], folder, log)
+    write_counting(folder, "cluster.training", _SLOWED)
+    printed = run_inside(__name__, [str(output), str(folder), *words], folder, log, **{_SLOW: str(folder / "slow")})
     return Story(text_of(log), float(printed.split()[-1]))
 
 
@@ -41,10 +54,13 @@ def _main(output: Path, folder: Path, words: list[str]) -> None:
     command = Command(words, output, folder / "log", **environment)
     command.wait_for_step(50)
     seconds = seconds_to_next_step(output, lambda: cluster.remove_node(second, allow_graceful=False))
+    (folder / "slow").touch()
     third = cluster.add_node(**NODE)
     command.wait_until(lambda: "going on with 2 worker(s)" in command.said)
     command.wait_for_step(newest_logged_step(output) + 20)
     _drain(third.node_id, str(cluster.address))
+    command.wait_until(lambda: "a node is leaving" in command.said)
+    (folder / "slow").unlink()
     code = command.wait()
     command.end()
     cluster.shutdown()
