@@ -125,8 +125,8 @@ def test_an_output_made_with_other_settings_is_refused_naming_the_difference(cal
 @pytest.mark.timeout(900)
 def test_ctrl_c_in_any_stage_stops_cleanly_and_a_rerun_ends_as_the_calm_run(calm: Path, tmp_path: Path) -> None:
     _write_inputs(tmp_path)
-    # The first two stages begin with the start of Ray or of Ray Train; the last two may take but five seconds.
-    for stage, seconds in zip(_STAGES, (6, 6, 2, 2), strict=True):
+    # The first two stages begin with the start of Ray or of Ray Train; all but training may take but five seconds.
+    for stage, seconds in zip(_STAGES, (4, 6, 2, 2), strict=True):
         stopped = herd_interrupted(
             "pipeline", "--config", "pipeline.yaml", folder=tmp_path, at=f"{stage}: writing", after_seconds=seconds
         )
