@@ -6,7 +6,8 @@ same bits alone and in any company, whatever the order of arrival, the number of
 prefill budget, on one machine with one number of torch threads.
 
 A step admits waiting samples (first come, first served) to the lowest free slots, prefills a
-bounded number of prompt chunks, and draws one token for every sample whose prompt is stored.
+bounded number of prompt chunks, and draws one token for every sample whose prompt is stored; on a GPU
+those of the next step may be drawn ahead, which samples that have joined meanwhile miss.
 Samples of one request prefill their prompt once and copy the cache.
 
 Window: a prompt holds 1 to ``window`` tokens (a longer one is refused, never cut), and

@@ -88,7 +88,7 @@ def uniform(keys_R: Tensor, positions_R: Tensor) -> Tensor:
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
     """Return a CPU tensor on the device; a GPU is not waited for, which a copy from ordinary memory would do."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def _shift_right(state: Tensor, bits: int) -> Tensor:

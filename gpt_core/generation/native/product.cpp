@@ -67,7 +67,7 @@ void multiply_rows(const Product& all, int64_t row, int64_t panel, const Weight*
   const Input* x = all.x + row * all.width;
   Sums sums[kRows][2] = {};
   for (int64_t i = 0; i < all.width; i += kStep, weights += kStep * kPanel, next += next_step) {
-    __builtin_prefetch(next);
+    __builtin_prefetch(next, 0, 2);
     Sums low, high;
     std::memcpy(&low, weights, sizeof(low));
     std::memcpy(&high, weights + kStep * kLanes, sizeof(high));
