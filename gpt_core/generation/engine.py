@@ -26,10 +26,11 @@ from torch import Tensor
 from gpt_core.errors import CheckpointError, ResourceError, UserError
 from gpt_core.generation.decode_graphs import DecodeGraphs
 from gpt_core.generation.decoder import CHUNK_TOKENS, Chunk
+from gpt_core.generation.drawing import Drawn, drawn_tokens
 from gpt_core.generation.kv_cache import GROWTH_POSITIONS, KVCache, round_up
 from gpt_core.generation.linear_kernels import can_compute_int8
-from gpt_core.generation.request import Completion, GenerationRequest, TokenEvent, TokenLogprob
-from gpt_core.generation.sampling import MAX_VOCABULARY, draw, draws_without_waiting, penalise, token_logprobs
+from gpt_core.generation.request import Completion, GenerationRequest, TokenEvent
+from gpt_core.generation.sampling import MAX_VOCABULARY, draw, draws_without_waiting, token_logprobs
 from gpt_core.generation.self_check import ShapeClasses, Target, checked_decoder
 from gpt_core.generation.sequence import Sequence
 from gpt_core.generation.step_ahead import NO_TOKEN, Row, StepAhead
@@ -39,8 +40,6 @@ from gpt_core.model.presets import ModelShape
 if TYPE_CHECKING:
     from gpt_core.tokens.tokenizer import Tokenizer
 
-Drawn = tuple[int | None, TokenLogprob | None]
-"""A token with its log-probability where that was asked for; no token where logits are not finite."""
 _NOT_FINITE = "the model's logits are not finite; its weights are damaged"
 
 
@@ -303,15 +302,9 @@ class Engine:
         return {sequence: (tokens[sequence], None) for sequence in sequences if sequence in tokens}
 
     def _drawn_now(self, sequences: list[Sequence]) -> dict[Sequence, Drawn]:
-        logits_RV = self._decode([(sequence, sequence.last_id, sequence.position) for sequence in sequences])
-        is_finite = torch.isfinite(logits_RV.amax(-1)).tolist()
-        sound = [sequence for sequence, finite in zip(sequences, is_finite, strict=True) if finite]
-        # What is not finite has no log-probabilities, and a token that says nothing.
-        drawn = iter(_drawn(logits_RV if len(sound) == len(sequences) else logits_RV[is_finite], sound))
-        return {
-            sequence: next(drawn) if finite else (None, None)
-            for sequence, finite in zip(sequences, is_finite, strict=True)
-        }
+        return drawn_tokens(
+            self._decode([(sequence, sequence.last_id, sequence.position) for sequence in sequences]), sequences
+        )
 
     def _start_ahead(self, sequences: list[Sequence], drawn: dict[Sequence, Drawn]) -> StepAhead | None:
         """Give the device the next step of those that go on, while it is not waited for, if it needs nobody."""
@@ -404,37 +397,6 @@ def _smallest_holding(classes: tuple[int, ...], count: int) -> int:
 def _can_be_ahead(sequence: Sequence) -> bool:
     """Say whether the next token needs nothing but logits, and nothing of them but the token."""
     return sequence.plan.repetition_penalty is None and sequence.request.sampling.logprobs is None
-
-
-def _drawn(logits_RV: Tensor, sequences: list[Sequence]) -> list[tuple[int, TokenLogprob | None]]:
-    """Return each row's new token, with its log-probability where that was asked for."""
-    plans = [sequence.plan for sequence in sequences]
-    positions = [sequence.position + 1 for sequence in sequences]
-    tokens = draw(_penalised(logits_RV, sequences), plans, positions).tolist()
-    return list(zip(tokens, _sample_logprobs(logits_RV, sequences, tokens), strict=True))
-
-
-def _penalised(logits_RV: Tensor, sequences: list[Sequence]) -> Tensor:
-    if all(sequence.plan.repetition_penalty is None for sequence in sequences):
-        return logits_RV
-    changed_RV = logits_RV.clone()
-    for logits_V, sequence in zip(changed_RV, sequences, strict=True):
-        if sequence.plan.repetition_penalty is not None:
-            seen = torch.tensor(sequence.seen_ids(), device=logits_RV.device)
-            penalise(logits_V, seen, sequence.plan.repetition_penalty)
-    return changed_RV
-
-
-def _sample_logprobs(logits_RV: Tensor, sequences: list[Sequence], tokens: list[int]) -> list[TokenLogprob | None]:
-    entries: list[TokenLogprob | None] = [None] * len(sequences)
-    wanted = {row: s.request.sampling.logprobs for row, s in enumerate(sequences)}
-    counts = {row: count for row, count in wanted.items() if count is not None}
-    rows = list(counts)
-    if rows:
-        found = token_logprobs(logits_RV[rows], [tokens[row] for row in rows], list(counts.values()))
-        for row, entry in zip(rows, found, strict=True):
-            entries[row] = entry
-    return entries
 
 
 def _refusal(request: GenerationRequest, error: str) -> Completion:
