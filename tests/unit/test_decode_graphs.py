@@ -1,5 +1,6 @@
 """Promises of generation.decode_graphs that hold without a GPU: steps stay right where nothing can be recorded."""
 
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from unittest.mock import Mock
 
@@ -39,6 +40,8 @@ class Graph:
     """Stands for a CUDA graph: a replay computes the step again from the memory that was recorded, into the same."""
 
     num_made = num_replayed = 0
+    logits: torch.Tensor
+    compute: Callable[[], torch.Tensor]
 
     def __init__(self):
         Graph.num_made += 1
