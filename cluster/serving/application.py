@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from cluster.progress import say
 from cluster.session import Cluster
 from gpt_core.errors import ResourceError
 
@@ -105,11 +106,15 @@ def _alone(cluster: Cluster) -> Iterator[None]:
     if cluster.address is None:
         yield
         return
+    is_told = False
     while True:
         try:
             lock: Any = ray.remote(_Lock).options(name=_LOCK, namespace=_NAMESPACE, num_cpus=0).remote()
             break
         except ValueError:  # the name is taken
+            if not is_told:
+                say("waiting for another job, which starts or ends Ray Serve on this cluster")
+                is_told = True
             time.sleep(_WAIT_SECONDS)
     try:
         yield

@@ -174,11 +174,11 @@ class Decoder:
                 keys_HLD, values_HLD = block.keys[index][place], block.values[index][place]
                 keys_HLD[:, chunk.start : end] = k_MHD[rows].transpose(0, 1)
                 values_HLD[:, chunk.start : end] = v_MHD[rows].transpose(0, 1)
-                mixed_1HTD = F.scaled_dot_product_attention(
+                mixed_1HTD = masked_attention(
                     q_MHD[None, rows].transpose(1, 2),
                     keys_HLD[None, :, :end],
                     values_HLD[None, :, :end],
-                    attn_mask=masks[i][band],
+                    masks[i][band],
                 )
                 mixed_MC[rows] = mixed_1HTD[0].transpose(0, 1).flatten(1)
 

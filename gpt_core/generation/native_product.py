@@ -2,7 +2,7 @@
 
 In int8 sums are whole numbers, and so those of oneDNN. In bf16 a sum runs over the inputs in their order. So a row's
 bits do not depend on how many rows there are. oneDNN takes, with what surrounds its int8 products, at 16 and 64 rows of
-GPT-2's layers 1.3 to 1.5 and 1.15 to 1.3 times as long in int8, 1.4 and 1.08 times in bf16 (Zen 4, one thread,
+GPT-2's layers 1.4 to 1.7 and 1.15 to 1.3 times as long in int8, 1.4 and 1.08 times in bf16 (Zen 4, one thread,
 2026-11-30).
 
 Shapes: M rows, I values in, O values out.
@@ -23,7 +23,7 @@ from gpt_core.generation.native_code import CompileError, compiled, in_parts
 from gpt_core.model.precision import has_matrix_units
 
 _log = logging.getLogger(__name__)
-PANEL_OUTPUTS = 32
+_PANEL_OUTPUTS = 32
 _ADDED_AT_ONCE = {torch.int8: 4, torch.bfloat16: 2}
 _INPUT_DTYPES = {torch.int8: torch.uint8, torch.bfloat16: torch.bfloat16}
 _OUTPUT_DTYPES = {torch.int8: torch.float32, torch.bfloat16: torch.bfloat16}
@@ -63,7 +63,7 @@ def bf16_product(weight_OI: Tensor, bias_O: Tensor | None, *, gelu: bool = False
 def _fits(weight_OI: Tensor) -> bool:
     num_outputs, num_inputs = weight_OI.shape
     at_once = _ADDED_AT_ONCE[weight_OI.dtype]
-    return num_outputs % PANEL_OUTPUTS == 0 and num_inputs % at_once == 0 and num_inputs <= _MAX_INPUTS
+    return num_outputs % _PANEL_OUTPUTS == 0 and num_inputs % at_once == 0 and num_inputs <= _MAX_INPUTS
 
 
 def _int8_product(rounded_OI: Tensor, scale_O: Tensor, bias_O: Tensor | None, *, gelu: bool) -> Int8Product:
@@ -93,7 +93,7 @@ class _Panels:
         self._num_outputs, self._num_inputs = weight_OI.shape
         self._dtype = weight_OI.dtype
         at_once = _ADDED_AT_ONCE[weight_OI.dtype]
-        steps = weight_OI.reshape(-1, PANEL_OUTPUTS, self._num_inputs // at_once, at_once)
+        steps = weight_OI.reshape(-1, _PANEL_OUTPUTS, self._num_inputs // at_once, at_once)
         self._panels = steps.transpose(1, 2).contiguous()
         self._bias_O = None if bias_O is None else bias_O.float().contiguous()
         assert bias_O is None or bias_O.shape == weight_OI.shape[:1]
@@ -129,7 +129,7 @@ def _int8_works() -> bool:
     """Compare with whole numbers in 64 bits, the largest that can meet among them."""
     generator = torch.Generator().manual_seed(0)
     rounded_MI = torch.randint(1, 256, (_MOST_ROWS, 64), generator=generator).to(torch.uint8)
-    rounded_OI = torch.randint(-127, 128, (2 * PANEL_OUTPUTS, 64), generator=generator).to(torch.int8)
+    rounded_OI = torch.randint(-127, 128, (2 * _PANEL_OUTPUTS, 64), generator=generator).to(torch.int8)
     rounded_MI[0], rounded_OI[:2] = 255, torch.tensor([[127], [-127]])
     peak_M = torch.rand(_MOST_ROWS, generator=generator) + 0.5
     scale_O = torch.rand(len(rounded_OI), generator=generator) / 1000
@@ -147,7 +147,7 @@ def _int8_works() -> bool:
 def _bf16_works() -> bool:
     generator = torch.Generator().manual_seed(0)
     x_MI, weight_OI = (
-        torch.randn(rows, 64, generator=generator).bfloat16() for rows in (_MOST_ROWS, 2 * PANEL_OUTPUTS)
+        torch.randn(rows, 64, generator=generator).bfloat16() for rows in (_MOST_ROWS, 2 * _PANEL_OUTPUTS)
     )
 
     def make(bias_O: Tensor, *, gelu: bool) -> Callable[[int], Tensor]:

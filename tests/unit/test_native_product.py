@@ -24,6 +24,19 @@ def bf16(*args, **options):
     return product
 
 
+@pytest.fixture(autouse=True)
+def _same_threads_afterwards():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def numbers_of_threads():
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        yield count
+
+
 @pytest.fixture
 def whole_numbers():
     if not _int8_works():
@@ -41,15 +54,10 @@ def test_sums_are_exact_for_every_number_of_rows_and_threads(whole_numbers):
     x, weight = whole_numbers
     expected = (x.numpy().astype(np.int64) - 128) @ weight.numpy().astype(np.int64).T
     product = int8(weight, torch.ones(len(weight)), None)
-    threads = torch.get_num_threads()
-    try:
-        for torch_threads in (1, 3):
-            torch.set_num_threads(torch_threads)
-            for rows in range(1, len(x) + 1):
-                found = product(x[:rows], torch.full((rows,), 127.0))  # each number stands for itself
-                np.testing.assert_array_equal(found.numpy(), expected[:rows])
-    finally:
-        torch.set_num_threads(threads)
+    for _ in numbers_of_threads():
+        for rows in range(1, len(x) + 1):
+            found = product(x[:rows], torch.full((rows,), 127.0))  # each number stands for itself
+            np.testing.assert_array_equal(found.numpy(), expected[:rows])
 
 
 def test_sums_of_the_widest_models_do_not_overflow(whole_numbers):
@@ -129,14 +137,9 @@ def test_a_row_in_bf16_has_the_same_bits_among_any_number_of_rows_and_threads(bf
     x, weight, bias = bf16_numbers
     product = bf16(weight, bias, gelu=True)
     expected = torch.cat([product(row[None]) for row in x])
-    threads = torch.get_num_threads()
-    try:
-        for torch_threads in (1, 3):
-            torch.set_num_threads(torch_threads)
-            for rows in range(len(x) + 1):
-                assert torch.equal(product(x[len(x) - rows :]), expected[len(x) - rows :])
-    finally:
-        torch.set_num_threads(threads)
+    for _ in numbers_of_threads():
+        for rows in range(len(x) + 1):
+            assert torch.equal(product(x[len(x) - rows :]), expected[len(x) - rows :])
 
 
 def test_a_row_in_bf16_that_is_not_finite_spoils_itself_alone(bf16_numbers):
