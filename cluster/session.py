@@ -239,10 +239,11 @@ def _native_code_silenced() -> Iterator[None]:
 def _tell(message: dict[str, Any], **_: object) -> None:
     """Say what Ray tells a driver, such as a worker killed for its memory; Ray itself would on standard output.
 
-    That calls to Ray Serve's controller fail when it is shut down is nothing to tell.
+    That calls to Ray Serve's controller fail when it is shut down is nothing to tell; nor is a message without lines,
+    as it has come when Ray went down at Ctrl-C.
     """
-    told = str(message["lines"][0]).partition("\n")[0][:_TOLD_CHARACTERS]
-    if "ServeController" not in told:
+    told = str(next(iter(message.get("lines", ())), "")).partition("\n")[0][:_TOLD_CHARACTERS]
+    if told and "ServeController" not in told:
         say(f"Ray: {told}")
 
 

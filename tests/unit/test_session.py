@@ -32,5 +32,7 @@ def test_any_other_error_is_named_by_its_last_line() -> None:
 def test_what_ray_tells_a_driver_is_said_in_a_line_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     session._tell({"lines": ["2 workers killed due to memory pressure\nmore"], "pid": "raylet"}, ignore_prefix=False)
     session._tell({"lines": ["Task ServeController.graceful_shutdown failed."], "pid": "raylet"})
+    for nothing in ({"lines": []}, {"lines": [""]}, {}):
+        session._tell(nothing)
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", "Ray: 2 workers killed due to memory pressure\n")
