@@ -29,6 +29,7 @@ _WAITS = {
     ("ray/_private/worker.py", "get_objects"),
     ("ray/_private/worker.py", "wait"),
     ("ray/util/placement_group.py", "_call_placement_group_ready"),
+    ("ray/data/_internal/execution/streaming_executor_state.py", "get_output_blocking"),
     ("ray/serve/_private/client.py", "_wait_for_application_running"),
     ("ray/serve/_private/client.py", "_wait_for_deployment_healthy"),
     ("ray/serve/_private/client.py", "_wait_for_proxies_serving"),

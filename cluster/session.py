@@ -155,10 +155,13 @@ def quiet_libraries() -> None:
 
 
 def _start(settings: ClusterSettings, address: str | None) -> None:
+    import ray._private.auto_init_hook
     import ray._private.ray_constants
     import ray._private.worker
 
     ray._private.worker.print_to_stdstream = _tell
+    # A thread of Ray Data that outlives Ctrl-C would else start another Ray, which listens on all interfaces.
+    ray._private.auto_init_hook.enable_auto_connect = False
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,

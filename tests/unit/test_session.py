@@ -1,9 +1,12 @@
 import pytest
+import ray
+import ray._private.auto_init_hook
 from ray.exceptions import RayTaskError
 
 from cluster import session
 from cluster.session import cause_of, is_mistake_in_code, own_error_in
 from gpt_core.errors import CheckpointError
+from gpt_core.settings import ClusterSettings
 
 
 def _wrapped(error: Exception) -> BaseException:
@@ -36,3 +39,11 @@ def test_what_ray_tells_a_driver_is_said_in_a_line_on_standard_error(capsys: pyt
         session._tell(nothing)
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", "Ray: 2 workers killed due to memory pressure\n")
+
+
+def test_a_thread_that_calls_ray_after_its_end_starts_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray._private.auto_init_hook, "enable_auto_connect", True)
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    session._start(ClusterSettings(num_cpus=1), None)
+    with pytest.raises(Exception, match="Ray has not been started yet"):
+        ray.put(1)
