@@ -32,7 +32,6 @@ _WAITS = {
     ("ray/data/_internal/execution/streaming_executor_state.py", "get_output_blocking"),
     ("ray/serve/_private/client.py", "_wait_for_application_running"),
     ("ray/serve/_private/client.py", "_wait_for_deployment_healthy"),
-    ("ray/serve/_private/client.py", "_wait_for_proxies_serving"),
 }
 _RETRY_SECONDS = 0.02
 # A call that neither waits nor returns for so long is interrupted where it is.

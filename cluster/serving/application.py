@@ -6,7 +6,7 @@ end of Ray Serve, which would take the new one along or drop it without a word, 
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from cluster.progress import say
@@ -21,26 +21,25 @@ _WAIT_SECONDS = 0.1
 
 
 @contextlib.contextmanager
-def deployed(
-    application: Any, name: str, route_prefix: str | None, cluster: Cluster, start: Callable[[], None]
-) -> Iterator[Any]:
-    """Yield the handle of an application that runs, and take it down afterwards.
+def deployed(application: Any, name: str, cluster: Cluster) -> Iterator[Any]:
+    """Yield the handle of an application that runs, unknown to Ray Serve's HTTP proxies, and take it down afterwards.
 
     Args:
         application: What ``bind`` of a deployment returned.
         name: Of the application; one that has it already is replaced.
-        route_prefix: Where HTTP requests reach it, None for nowhere.
         cluster: Where.
-        start: Starts Ray Serve, or finds it running; an error of it leaves all as it was.
     """
     from ray import serve
     from ray.serve.context import _get_global_client
 
     with _alone(cluster):
-        start()
+        serve.start(proxy_location="Disabled", logging_config=QUIET_LOGGING)
+        if name in applications_in_use():
+            say(f"replacing {name}, which runs on this cluster already")
+            serve.delete(name)
         try:
             # Others wait only until Ray Serve has the application: to run, it may need nodes that are yet to come.
-            target = serve.RunTarget(application, name, route_prefix, QUIET_LOGGING)
+            target = serve.RunTarget(application, name, None, QUIET_LOGGING)
             (handle,) = serve.run_many([target], wait_for_applications_running=False)
         except BaseException:
             _take_down(name, cluster)
@@ -49,7 +48,6 @@ def deployed(
         client = _get_global_client()
         assert client is not None
         client._wait_for_application_running(name)  # as serve.run does
-        client.wait_for_proxies_serving()
         yield handle
     finally:
         with _alone(cluster):
@@ -77,10 +75,10 @@ def applications_in_use() -> list[str]:
 
 
 def require_http(place: str) -> None:
-    """Raise ResourceError where Ray Serve runs without HTTP, which it does not add later.
+    """Raise ResourceError where Ray Serve runs without HTTP proxies, which it does not add later.
 
     Args:
-        place: What wants it.
+        place: What wants them.
     """
     from ray import serve
 

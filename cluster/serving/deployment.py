@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.capacity import Worker
 from cluster.cpu_allocator import GLIBC_TUNABLES
 from cluster.progress import say
-from cluster.serving.application import QUIET_LOGGING, deployed
+from cluster.serving.application import deployed
 from cluster.serving.replica_scaling import SAMPLES, replica_options
 from cluster.session import Cluster, quiet_libraries
 from gpt_core.errors import ResourceError, UserError
@@ -198,14 +198,8 @@ def generator_deployment(
 @contextlib.contextmanager
 def handles_only(checkpoint: str, settings: EngineSettings, cluster: Cluster, app_name: str) -> Iterator[Any]:
     """Deploy a checkpoint without an HTTP server while the body runs; yields the handle."""
-    from ray import serve
-
     quiet_libraries()
-
-    def start() -> None:
-        serve.start(proxy_location="Disabled", logging_config=QUIET_LOGGING)
-
     # Nobody waits for a next token: prompts are stored as soon as there are slots for them.
     application = generator_deployment(checkpoint, settings, cluster, prefill_chunks=settings.num_slots)
-    with deployed(application, app_name, None, cluster, start) as handle:
+    with deployed(application, app_name, cluster) as handle:
         yield handle

@@ -70,11 +70,19 @@ class EngineClient:
 
         for _ in range(_TRIES - 1):
             with contextlib.suppress(RayActorError):
-                return await self._handle.complete.remote(_with_new_ids(requests))
+                return await self._complete_once(requests)
         try:
-            return await self._handle.complete.remote(_with_new_ids(requests))
+            return await self._complete_once(requests)
         except RayActorError as error:
             raise _lost() from error
+
+    async def _complete_once(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+        response = self._handle.complete.remote(_with_new_ids(requests))
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
 
     async def _stream_once(self, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Batch, None]:
         sent = _with_new_ids(requests)

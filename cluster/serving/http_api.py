@@ -9,7 +9,7 @@ Too much at a time is turned away with 429 (the bound on completions in progress
 less, or later), what is no fault of the client with 503 (starting, without a replica, an engine that failed and is
 being replaced, shutting down); both with Retry-After.
 
-Called by the ingress deployment of ``cluster.serving.service``; tests put a fake engine behind it. No
+Called by the deployment of ``cluster.serving.ingress``; tests put a fake engine behind it. No
 prompt and no generated text is ever logged.
 """
 

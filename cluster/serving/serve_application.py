@@ -6,6 +6,7 @@ from typing import Any
 from cluster.serving.application import require_http
 from cluster.serving.deployment import generator_deployment, with_settled_precision
 from cluster.serving.http_guard import access_for
+from cluster.serving.ingress import ingress_deployment
 from cluster.session import Cluster
 from gpt_core.settings import ServeSettings
 
@@ -31,4 +32,4 @@ def build(args: dict[str, Any]) -> Any:
     engine = with_settled_precision(settings.engine, everything)
     settings = settings.model_copy(update={"engine": engine})
     generator = generator_deployment(served.checkpoint, engine, everything)
-    return service.ingress_deployment(generator, served, settings, access_for(settings.host))
+    return ingress_deployment(generator, served.facts, settings, access_for(settings.host), listens=False)

@@ -3,18 +3,14 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import pytest
 from ray import serve
 
-from cluster.serving.application import deployed
-from cluster.serving.http_guard import Access
-from cluster.serving.service import resolve, running
+from cluster.serving.application import deployed, require_http
 from cluster.session import Cluster
 from gpt_core.errors import ResourceError
-from gpt_core.settings import ServeSettings
-from tests.tiny_checkpoint import write_tiny_checkpoint
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0})
@@ -23,17 +19,13 @@ class Answer:
         return "here"
 
 
-def without_http() -> None:
-    serve.start(proxy_location="Disabled")
-
-
 def test_a_job_deploys_after_another_has_ended_ray_serve_not_meanwhile(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared = replace(cluster, address="auto")
     is_ending, starting = threading.Event(), threading.Event()
     order = []
-    shutdown = serve.shutdown
+    shutdown, start = serve.shutdown, serve.start
 
     def shut_down_slowly() -> None:
         monkeypatch.setattr(serve, "shutdown", shutdown)
@@ -42,32 +34,38 @@ def test_a_job_deploys_after_another_has_ended_ray_serve_not_meanwhile(
         shutdown()
         order.append("ended")
 
-    def start() -> None:
+    def start_noticing(**options: Any) -> None:
         starting.set()
         order.append("started")
-        without_http()
+        start(**options)
 
     def second() -> str:
         assert is_ending.wait(60)
-        with deployed(Answer.bind(), "second", None, shared, start) as handle:
+        monkeypatch.setattr(serve, "start", start_noticing)
+        with deployed(Answer.bind(), "second", shared) as handle:
             return handle.remote().result(timeout_s=30)
 
     serve.shutdown()  # of the tests before
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(second)
-        with deployed(Answer.bind(), "first", None, shared, without_http):
+        with deployed(Answer.bind(), "first", shared):
             monkeypatch.setattr(serve, "shutdown", shut_down_slowly)
         assert answer.result(60) == "here"
     assert order == ["ended", "started"]
 
 
-def test_a_service_says_that_it_gets_no_http_while_a_job_has_none(cluster: Cluster, tmp_path: Path) -> None:
+def test_an_application_for_ray_serves_proxies_is_refused_while_a_job_has_none(cluster: Cluster) -> None:
     serve.shutdown()
-    settings = ServeSettings(checkpoint=str(write_tiny_checkpoint(tmp_path)))
     with (
-        deployed(Answer.bind(), "herd-generate-1", None, cluster, without_http),
+        deployed(Answer.bind(), "herd-generate-1", cluster),
         pytest.raises(ResourceError, match=r"without HTTP on this cluster, for herd-generate-1; .* wait for their end"),
-        running(settings, resolve(settings), Access(None, None), cluster),
     ):
-        pass
-    serve.shutdown()
+        require_http("serve deploy")
+
+
+def test_a_second_job_of_one_name_takes_the_place_of_the_first(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with deployed(Answer.bind(), "one", cluster), deployed(Answer.bind(), "one", cluster) as it:
+        assert it.remote().result(timeout_s=30) == "here"
+    assert "replacing one, which runs on this cluster already" in capsys.readouterr().err

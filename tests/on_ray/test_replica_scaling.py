@@ -15,7 +15,7 @@ import pytest
 from ray import serve
 
 from cluster.serving.http_guard import Access
-from cluster.serving.service import APPLICATION, metrics_address, resolve, running
+from cluster.serving.service import application_name, metrics_address, resolve, running
 from cluster.session import Cluster
 from gpt_core.settings import EngineSettings, ServeSettings
 from tests.tiny_checkpoint import write_tiny_checkpoint
@@ -48,8 +48,9 @@ def text(address: str) -> str:
         return json.load(answer)["choices"][0]["text"]
 
 
-def num_replicas() -> int:
-    states: Any = serve.status().applications[APPLICATION].deployments["Generator"].replica_states
+def num_replicas(address: str) -> int:
+    application = application_name(int(address.rpartition(":")[2]))
+    states: Any = serve.status().applications[application].deployments["Generator"].replica_states
     return states.get("RUNNING", 0)
 
 
@@ -71,8 +72,8 @@ def replicas_that_drew() -> set[str]:
 
 
 def shown_of_serving() -> set[str]:
-    """Return the metrics of engines and of Ray Serve that the dashboard asks for."""
-    return set(re.findall(r"\bray_(?:herd_engine|serve)_\w+", DASHBOARD.read_text()))
+    """Return the metrics of engines, HTTP and Ray Serve that the dashboard asks for."""
+    return set(re.findall(r"\bray_(?:herd_engine|herd_http|serve)_\w+", DASHBOARD.read_text()))
 
 
 def test_a_queue_brings_a_replica_that_says_the_same_and_all_of_it_is_exported(service: str) -> None:
@@ -80,9 +81,9 @@ def test_a_queue_brings_a_replica_that_says_the_same_and_all_of_it_is_exported(s
         urllib.request.urlopen(f"{service}/nothing", timeout=10)
     of_others = replicas_that_drew()  # Ray still exports what those of earlier services counted
     alone, texts = text(service), set()
-    assert num_replicas() == 1
+    assert num_replicas(service) == 1
     with complete(service, max_tokens=CONTEXT - len(PROMPT), n=3, stream=True):
-        wait_until(lambda: num_replicas() == 2, "the queue brought no replica")
+        wait_until(lambda: num_replicas(service) == 2, "the queue brought no replica")
 
     def both_have_answered() -> bool:
         texts.add(text(service))
@@ -91,6 +92,7 @@ def test_a_queue_brings_a_replica_that_says_the_same_and_all_of_it_is_exported(s
     wait_until(both_have_answered, "one of the replicas drew nothing")
     assert texts == {alone}
     names = {line.partition("{")[0] for line in exported().splitlines()}
-    assert len(shown_of_serving()) >= 10
+    assert len(shown_of_serving()) >= 9
     assert shown_of_serving() - names == set()
+    assert re.search(r'^ray_herd_http_requests_total{.*\bstatus="404".*} 1', exported(), re.MULTILINE)
     assert PROMPT not in exported()

@@ -16,7 +16,7 @@ import ray.util
 from ray.exceptions import RayActorError
 
 from cluster.serving.http_guard import Access
-from cluster.serving.service import APPLICATION, resolve, running
+from cluster.serving.service import application_name, resolve, running
 from gpt_core.errors import ResourceError, RunFailedError
 from gpt_core.generation.engine import Engine, EngineOptions
 from gpt_core.generation.request import GenerationRequest, Sampling
@@ -62,8 +62,9 @@ def service(run_folder, cluster):
         engine=EngineSettings(num_slots=SLOTS, precision="fp32"),
     )  # fmt: skip
     with running(settings, resolve(settings), Access(None, None), cluster) as address:
-        generator = serve.get_deployment_handle("Generator", APPLICATION)
-        yield SimpleNamespace(address=address, generator=generator, settings=settings)
+        application = application_name(settings.port)
+        generator = serve.get_deployment_handle("Generator", application)
+        yield SimpleNamespace(address=address, application=application, generator=generator, settings=settings)
 
 
 @pytest.fixture
@@ -98,9 +99,9 @@ def _wait_until_idle(service):
     return _numbers(service)
 
 
-def _kill_replica():
+def _kill_replica(service, deployment="Generator"):
     names: Any = ray.util.list_named_actors(all_namespaces=True)
-    (replica,) = [actor for actor in names if f"{APPLICATION}#Generator#" in actor["name"]]
+    (replica,) = [actor for actor in names if f"{service.application}#{deployment}#" in actor["name"]]
     ray.kill(ray.get_actor(replica["name"], replica["namespace"]))
 
 
@@ -249,13 +250,26 @@ def test_a_full_service_answers_429_and_has_room_again_later(client, service):
     assert client.completions.create(model="tiny", prompt="a", max_tokens=2).usage.completion_tokens <= 2
 
 
-def test_another_address_of_a_serve_that_is_in_use_is_refused(service, run_folder, cluster):
-    settings = ServeSettings(checkpoint=str(run_folder), port=_free_port())
-    with (
-        pytest.raises(ResourceError, match=APPLICATION),
-        running(settings, resolve(settings), Access(None, None), cluster),
-    ):
-        pass
+def test_an_address_that_is_taken_is_refused(service, run_folder, cluster):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = ServeSettings(checkpoint=str(run_folder), port=taken.getsockname()[1])
+        with (
+            pytest.raises(ResourceError, match=f"127.0.0.1:{settings.port}: found Address already in use"),
+            running(settings, resolve(settings), Access(None, None), cluster),
+        ):
+            pass
+
+
+def test_the_address_answers_again_after_its_ingress_died(client, service):
+    _kill_replica(service, "Ingress")
+
+    def answers():
+        try:
+            return client.completions.create(model="tiny", prompt="a", max_tokens=2).choices
+        except openai.APIConnectionError:
+            return None
+
+    _wait_until(answers, "the ingress was not replaced", seconds=60)
 
 
 def test_a_stream_goes_on_where_its_replica_died(client, service):
@@ -266,7 +280,7 @@ def test_a_stream_goes_on_where_its_replica_died(client, service):
     for number, chunk in enumerate(client.completions.create(**body, stream=True)):
         pieces.append(chunk.choices[0].text)
         if number == 1:
-            _kill_replica()
+            _kill_replica(service)
     assert "".join(pieces) == calm
 
 
