@@ -25,6 +25,8 @@ GPU_CHUNK_BYTES = 1024 * 1024 * 1024
 # gains less than the copy costs.
 VOCABULARY_MULTIPLE = 64
 CPU_LEAST_PADDED = 4096
+# The copy of 512 rows x 768 stays in the second-level cache: 50,304 rows take 12 ms, 24 to 45 in one (2026-11-30).
+CPU_ROWS_ADDED = 512
 # e^x = 2^(x log2 e): on an EPYC the library takes 204 us for exp of 7 x 50,257 numbers in fp32, 59 for this.
 _LOG2_E = 1.0 / math.log(2.0)
 Softmax = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -98,7 +100,7 @@ class _ChunkedLoss(torch.autograd.Function):
             scale_n1 = (1.0 / (sum_n1 * num_rows)).to(x_nC.dtype)
             torch.mm(grad_nP, head_PC, out=grad_hidden_NC[chunk]).mul_(scale_n1)
             grad_PC = grad_nP.t() @ (x_nC * scale_n1)
-            grad_head_PC = grad_head_PC.add_(grad_PC) if start else grad_PC.to(sum_dtype)
+            grad_head_PC = _add_to(grad_head_PC, grad_PC) if start else grad_PC.to(sum_dtype)
         ctx.save_for_backward(grad_hidden_NC, grad_head_PC[:vocabulary_size].to(weight_VC.dtype))
         return losses_N.sum() / num_rows
 
@@ -109,6 +111,15 @@ class _ChunkedLoss(torch.autograd.Function):
         if scale.device.type == "cpu" and scale.item() == 1.0:
             return grad_hidden_NC, grad_weight_VC, None, None
         return grad_hidden_NC * scale, grad_weight_VC * scale, None, None
+
+
+def _add_to(sum_PC: Tensor, grad_PC: Tensor) -> Tensor:
+    """Add a gradient to a sum of them, on a CPU some rows at a time: there torch copies what is added into fp32 first."""
+    if sum_PC.device.type != "cpu":
+        return sum_PC.add_(grad_PC)
+    for rows_rC, added_rC in zip(sum_PC.split(CPU_ROWS_ADDED), grad_PC.split(CPU_ROWS_ADDED), strict=True):
+        rows_rC.add_(added_rC)
+    return sum_PC
 
 
 def _padded(weight_VC: Tensor) -> Tensor:
