@@ -114,7 +114,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _add_to(sum_PC: Tensor, grad_PC: Tensor) -> Tensor:
-    """Add a gradient to a sum of them, on a CPU some rows at a time: there torch copies what is added into fp32 first."""
+    """Add a gradient to a sum, on a CPU some rows at a time: there torch copies what is added into fp32 first."""
     if sum_PC.device.type != "cpu":
         return sum_PC.add_(grad_PC)
     for rows_rC, added_rC in zip(sum_PC.split(CPU_ROWS_ADDED), grad_PC.split(CPU_ROWS_ADDED), strict=True):
