@@ -112,6 +112,54 @@ async def test_a_body_that_is_not_read_is_not_taken_in() -> None:
 
 
 @asynchronous
+async def test_a_head_without_end_is_not_taken_in() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send)
+
+    async with serving(app) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: here\r\n" + b"a: b\r\n" * 20_000)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 400")
+        writer.close()
+
+
+@asynchronous
+async def test_a_client_that_offers_http_2_is_answered_in_http_1() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send, await read(receive))
+
+    async with serving(app) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        offer = b"Host: here\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: \r\n"
+        writer.write(REQUEST.replace(b"Host: here\r\n", offer) % 4 + b"abcd")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        assert await reader.readexactly(4) == b"abcd"
+        writer.close()
+
+
+@asynchronous
+async def test_a_stream_ends_whose_client_left_with_another_request_in_line() -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        begun.set()
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": b"more", "more_body": True})
+                await asyncio.sleep(0.01)
+        finally:
+            ended.set()
+
+    async with serving(app) as (_, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write((REQUEST % 1 + b"a") * 2)
+        await begun.wait()
+        writer.close()
+        await ended.wait()
+
+
+@asynchronous
 async def test_closing_ends_what_is_under_way_and_takes_nothing_more() -> None:
     begun = asyncio.Event()
 
