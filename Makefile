@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 READY := $(VENV)/.installed
 READY_DEV := $(VENV)/.installed-dev
+# Tests that start Ray wait for it half of their time: two files at a time.
+TWO := -n 2 --dist loadfile
 ARGS ?=
 
 .PHONY: help quickstart test check chaos clean
@@ -22,9 +24,9 @@ quickstart: $(READY) ## text to trained GPT to generated text, on this machine (
 
 test: $(READY_DEV) ## all tests, with a handful of kills
 	$(BIN)/pytest -n auto tests/unit $(ARGS)
-	$(BIN)/pytest tests/on_ray $(ARGS)
-	$(BIN)/pytest tests/e2e $(ARGS)
-	HERD_CHAOS_SCHEDULES=$${HERD_CHAOS_SCHEDULES:-1} $(BIN)/pytest tests/chaos $(ARGS)
+	$(BIN)/pytest $(TWO) tests/on_ray $(ARGS)
+	$(BIN)/pytest $(TWO) tests/e2e $(ARGS)
+	HERD_CHAOS_SCHEDULES=$${HERD_CHAOS_SCHEDULES:-1} $(BIN)/pytest $(TWO) tests/chaos $(ARGS)
 
 check: $(READY_DEV) ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

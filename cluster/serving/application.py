@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cluster.progress import say
-from cluster.session import Cluster
+from cluster.session import Cluster, quiet_libraries
 from gpt_core.errors import ResourceError
 
 # No access log: it would name every request. Errors stay in the files of Ray's session folder.
@@ -32,6 +32,7 @@ def deployed(application: Any, name: str, cluster: Cluster) -> Iterator[Any]:
     from ray import serve
     from ray.serve.context import _get_global_client
 
+    quiet_libraries()
     with _alone(cluster):
         serve.start(proxy_location="Disabled", logging_config=QUIET_LOGGING)
         if name in applications_in_use():

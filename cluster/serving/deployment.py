@@ -16,7 +16,7 @@ from cluster.cpu_allocator import GLIBC_TUNABLES
 from cluster.progress import say
 from cluster.serving.application import deployed
 from cluster.serving.replica_scaling import SAMPLES, replica_options
-from cluster.session import Cluster, quiet_libraries
+from cluster.session import Cluster
 from gpt_core.errors import ResourceError, UserError
 from gpt_core.generation.request import GenerationRequest, TokenEvent
 from gpt_core.settings import EngineSettings
@@ -198,7 +198,6 @@ def generator_deployment(
 @contextlib.contextmanager
 def handles_only(checkpoint: str, settings: EngineSettings, cluster: Cluster, app_name: str) -> Iterator[Any]:
     """Deploy a checkpoint without an HTTP server while the body runs; yields the handle."""
-    quiet_libraries()
     # Nobody waits for a next token: prompts are stored as soon as there are slots for them.
     application = generator_deployment(checkpoint, settings, cluster, prefill_chunks=settings.num_slots)
     with deployed(application, app_name, cluster) as handle:

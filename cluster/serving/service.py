@@ -15,7 +15,7 @@ from cluster.serving.deployment import generator_deployment, with_settled_precis
 from cluster.serving.http_guard import Access, access_for, is_loopback
 from cluster.serving.http_server import listen
 from cluster.serving.ingress import HEAD_NODE, ingress_deployment
-from cluster.session import Cluster, connect, quiet_libraries
+from cluster.session import Cluster, connect
 from gpt_core.errors import ResourceError
 from gpt_core.settings import ServeJob, ServeSettings
 from gpt_core.storage import location
@@ -85,7 +85,6 @@ def running(settings: ServeSettings, served: Served, access: Access, cluster: Cl
     Raises:
         ResourceError: The address is taken, or the cluster has too few CPUs or GPUs.
     """
-    quiet_libraries()
     name = application_name(settings.port)
     if name not in applications_in_use():
         _require_free(settings.host, settings.port, cluster)
