@@ -74,8 +74,9 @@ class ListeningIngress(Ingress):
         return left
 
     def check_health(self) -> None:
-        """Raise where the HTTP server has ended, so that Ray Serve replaces this replica."""
-        self._server.check()
+        """Raise where the HTTP server has ended by itself, so that Ray Serve replaces this replica."""
+        if not self._admission.is_draining:
+            self._server.check()
 
 
 def capacity_of(settings: ServeSettings) -> int:
