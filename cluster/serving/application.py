@@ -24,12 +24,15 @@ _WAIT_SECONDS = 0.1
 def deployed(application: Any, name: str, cluster: Cluster) -> Iterator[Any]:
     """Yield the handle of an application that runs, unknown to Ray Serve's HTTP proxies, and take it down afterwards.
 
+    An application that another job has put in its place stays.
+
     Args:
         application: What ``bind`` of a deployment returned.
         name: Of the application; one that has it already is replaced.
         cluster: Where.
     """
     from ray import serve
+    from ray.experimental.internal_kv import _internal_kv_put
     from ray.serve.context import _get_global_client
 
     quiet_libraries()
@@ -38,6 +41,7 @@ def deployed(application: Any, name: str, cluster: Cluster) -> Iterator[Any]:
         if name in applications_in_use():
             say(f"replacing {name}, which runs on this cluster already")
             serve.delete(name)
+        _internal_kv_put(name, _own_job(), namespace=_NAMESPACE)
         try:
             # Others wait only until Ray Serve has the application: to run, it may need nodes that are yet to come.
             target = serve.RunTarget(application, name, None, QUIET_LOGGING)
@@ -52,7 +56,23 @@ def deployed(application: Any, name: str, cluster: Cluster) -> Iterator[Any]:
         yield handle
     finally:
         with _alone(cluster):
-            _take_down(name, cluster)
+            if is_own(name):
+                _take_down(name, cluster)
+            else:
+                say(f"leaving {name} to the job that took its place")
+
+
+def is_own(name: str) -> bool:
+    """Return whether this job was the last to deploy an application of that name."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return _internal_kv_get(name, namespace=_NAMESPACE) == _own_job()
+
+
+def _own_job() -> bytes:
+    import ray
+
+    return ray.get_runtime_context().get_job_id().encode()
 
 
 def _take_down(name: str, cluster: Cluster) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.progress import say
-from cluster.serving.application import applications_in_use, deployed
+from cluster.serving.application import applications_in_use, deployed, is_own
 from cluster.serving.deployment import generator_deployment, with_settled_precision
 from cluster.serving.http_guard import Access, access_for, is_loopback
 from cluster.serving.http_server import listen
@@ -96,7 +96,8 @@ def running(settings: ServeSettings, served: Served, access: Access, cluster: Cl
         try:
             yield f"http://{_bracketed(settings.host)}:{settings.port}"
         finally:
-            _drain(handle, settings.drain_seconds)
+            if is_own(name):
+                _drain(handle, settings.drain_seconds)
 
 
 def application_name(port: int) -> str:
