@@ -270,6 +270,7 @@ def test_the_address_answers_again_after_its_ingress_died(client, service):
             return None
 
     _wait_until(answers, "the ingress was not replaced", seconds=60)
+    assert answers()
 
 
 def test_a_stream_goes_on_where_its_replica_died(client, service):

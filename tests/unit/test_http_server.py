@@ -73,7 +73,7 @@ async def test_work_for_a_client_that_left_is_cancelled() -> None:
         await begun.wait()
         assert not ended.is_set()
         writer.close()
-        await ended.wait()
+        assert await ended.wait()
 
 
 @asynchronous
@@ -91,7 +91,7 @@ async def test_work_after_the_last_byte_of_an_answer_is_not_cancelled() -> None:
         writer.write(REQUEST % 1 + b"a")
         await reader.readuntil(b"done")
         writer.close()
-        await finished.wait()
+        assert await finished.wait()
 
 
 @asynchronous
@@ -156,7 +156,7 @@ async def test_a_stream_ends_whose_client_left_with_another_request_in_line() ->
         writer.write((REQUEST % 1 + b"a") * 2)
         await begun.wait()
         writer.close()
-        await ended.wait()
+        assert await ended.wait()
 
 
 @asynchronous
