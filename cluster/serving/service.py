@@ -110,10 +110,10 @@ def _require_free(host: str, port: int, cluster: Cluster) -> None:
     import ray
 
     if cluster.address is None:
-        error = _error_of_listening(host, port)
+        error: Any = _error_of_listening(host, port)
     else:
         ask: Any = ray.remote(num_cpus=0, max_calls=1, resources=HEAD_NODE)(_error_of_listening)
-        error = str(ray.get(ask.remote(host, port)) or "")
+        error = ray.get(ask.remote(host, port))
     if error:
         raise ResourceError(f"{host}:{port}", error, "an address and port that are free", "choose another --port")
 

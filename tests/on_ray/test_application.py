@@ -61,11 +61,3 @@ def test_an_application_for_ray_serves_proxies_is_refused_while_a_job_has_none(c
         pytest.raises(ResourceError, match=r"without HTTP on this cluster, for herd-generate-1; .* wait for their end"),
     ):
         require_http("serve deploy")
-
-
-def test_a_second_job_of_one_name_takes_the_place_of_the_first(
-    cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with deployed(Answer.bind(), "one", cluster), deployed(Answer.bind(), "one", cluster) as it:
-        assert it.remote().result(timeout_s=30) == "here"
-    assert "replacing one, which runs on this cluster already" in capsys.readouterr().err

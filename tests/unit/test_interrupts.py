@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,14 @@ def test_a_call_that_never_returns_is_interrupted_in_the_end(monkeypatch: pytest
     with interrupts.handled(), pytest.raises(KeyboardInterrupt):
         spin()
     assert time.monotonic() < started + 30
+
+
+def test_ray_has_the_functions_that_are_taken_for_waiting() -> None:
+    spec = find_spec("ray")
+    assert spec is not None
+    assert spec.origin is not None
+    places = Path(spec.origin).parents[1]
+    named = [(file, name) for file, name in interrupts._WAITS if file.startswith("ray/")]
+    assert len(named) >= 4
+    for file, name in named:
+        assert f"def {name}(" in (places / file).read_text(), file
