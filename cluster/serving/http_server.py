@@ -27,7 +27,7 @@ class HttpServer:
         config = uvicorn.Config(
             LeavesWithClient(app),
             # Not httptools, though that takes 0.1 ms less: it reads heads without end into memory, loses the body of
-            # a client that offers HTTP/2 (Java's does), and a client that left where its next request waits.
+            # a client that offers HTTP/2, and misses one that left while its next request waits.
             http="h11",
             lifespan="off",
             log_config=None,
