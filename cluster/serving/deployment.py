@@ -7,6 +7,7 @@ calls them through a handle and starts no HTTP server at all.
 import asyncio
 import contextlib
 import importlib
+import time
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -122,35 +123,44 @@ def with_settled_precision(settings: EngineSettings, cluster: Cluster) -> Engine
 
 
 def _precision_of_a_node(replica: Worker) -> str:
-    """Ask a node that a replica may run on.
+    """Ask a node that a replica may run on; another one if it dies meanwhile."""
+    import ray
+    from ray.exceptions import GetTimeoutError, NodeDiedError, TaskUnschedulableError
+
+    give_up = time.monotonic() + _PRECISION_SECONDS
+    while True:
+        answer = _ask_for_precision(replica)
+        try:
+            return ray.get(answer, timeout=max(0.0, give_up - time.monotonic()))
+        except (TaskUnschedulableError, NodeDiedError):
+            time.sleep(1.0)  # Ray took the node for alive for some seconds after its death, no longer
+        except GetTimeoutError as error:
+            ray.cancel(answer, force=True)
+            raise ResourceError(
+                "engine.precision auto",
+                f"no answer of a node with {replica.cpus} CPUs and {replica.gpus} GPUs in {_PRECISION_SECONDS:g} s",
+                "a node that has those of one replica",
+                "lower engine.threads_per_replica, look at `ray status` on the head, or set the precision",
+            ) from error
+
+
+def _ask_for_precision(replica: Worker) -> Any:
+    """Ask one of the nodes that are large enough, and return the reference of its answer.
 
     Nothing of it is taken: the replicas that are about to be replaced may hold all there is. Only where no node is
     large enough yet is one asked of Ray, which may add it.
     """
     import ray
-    from ray.exceptions import GetTimeoutError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     def ask(**options: Any) -> Any:
         return ray.remote(max_calls=1, **options)(_chosen_precision).remote(replica.gpus)
 
-    wanted = f"{replica.cpus} CPUs and {replica.gpus} GPUs"
     nodes = (node["NodeID"] for node in ray.nodes() if node["Alive"] and replica.fits(node["Resources"]))
-    if (node := next(nodes, None)) is None:
-        say(f"waiting for a node with {wanted}")
-        answer = ask(num_cpus=replica.cpus, num_gpus=replica.gpus)
-    else:
-        answer = ask(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-    try:
-        return ray.get(answer, timeout=_PRECISION_SECONDS)
-    except GetTimeoutError as error:
-        ray.cancel(answer, force=True)
-        raise ResourceError(
-            "engine.precision auto",
-            f"no answer of a node with {wanted} in {_PRECISION_SECONDS:g} s",
-            "a node that has those of one replica",
-            "lower engine.threads_per_replica, look at `ray status` on the head, or set the precision",
-        ) from error
+    if (node := next(nodes, None)) is not None:
+        return ask(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+    say(f"waiting for a node with {replica.cpus} CPUs and {replica.gpus} GPUs")
+    return ask(num_cpus=replica.cpus, num_gpus=replica.gpus)
 
 
 def _chosen_precision(gpus: int) -> str:

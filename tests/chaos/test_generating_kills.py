@@ -10,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from gpt_core.model.precision import can_compute_bf16
+from tests.chaos import settling_precision
 from tests.chaos.generating import (
     NUM_PROMPTS,
     TOKENS_PER_PROMPT,
@@ -104,3 +107,11 @@ def test_a_job_that_is_hurt_ends_with_the_bytes_of_a_calm_one(
     with capsys.disabled():
         print(f"\nschedule {number}: {', '.join(harm.__name__.strip('_') for harm in harms)}: {share:.3f} of one pass")  # noqa: T201
     assert share <= 1.05
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs namespaces of its own: run as root")
+def test_a_node_that_dies_before_it_tells_its_precision_is_left_for_another(tmp_path: Path) -> None:
+    expected = "bf16" if can_compute_bf16(torch.device("cpu")) else "fp32"
+    assert settling_precision.perform(tmp_path) == expected
