@@ -3,11 +3,13 @@
 import asyncio
 import socket
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _BACKLOG = 2048
-_KEEP_ALIVE_SECONDS = 90
+_KEEP_ALIVE_SECONDS = 90  # until a request's head is whole, from the start or the end of the answer before
 _CLOSING_SECONDS = 2
 
 
@@ -28,7 +30,7 @@ class HttpServer:
             LeavesWithClient(app),
             # Not httptools, though that takes 0.1 ms less: it reads heads without end into memory, loses the body of
             # a client that offers HTTP/2, and misses one that left while its next request waits.
-            http="h11",
+            http=_Punctual,
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -50,6 +52,35 @@ class HttpServer:
         """Take no more connections, and return when the answers under way have been sent."""
         self._server.should_exit = True
         await self._task
+
+
+class _Punctual(H11Protocol):
+    """Closes a connection on which no request comes, or never all of one's head: uvicorn would wait without end."""
+
+    _giving_up: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] - as in uvicorn
+        super().connection_made(transport)
+        self._watch()
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_watching()
+
+    def _watch(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_watching()
+        elif self._giving_up is None:
+            self._giving_up = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def _stop_watching(self) -> None:
+        if self._giving_up is not None:
+            self._giving_up.cancel()
+            self._giving_up = None
 
 
 class LeavesWithClient:

@@ -27,7 +27,9 @@ _EXAMPLE = '{"prompt": "def main(", "max_tokens": 32}'
 
 
 def serve_until_stopped(settings: ServeJob) -> str:
-    """Serve a checkpoint until SIGTERM and return the summary; Ctrl-C drains likewise and stays a KeyboardInterrupt.
+    """Serve a checkpoint until SIGTERM, or until another job takes the service's place; return the summary for people.
+
+    Ctrl-C drains like SIGTERM and stays a KeyboardInterrupt.
 
     Raises:
         CheckpointError: There is no whole checkpoint.
@@ -43,9 +45,10 @@ def serve_until_stopped(settings: ServeJob) -> str:
         _sigterm_sets(stopped),
     ):
         _announce(settings, served, address, cluster)
-        while not stopped.wait(_WAKE_SECONDS):
+        while not stopped.wait(_WAKE_SECONDS) and is_own(application_name(settings.port)):
             pass
-    return f"served {served.checkpoint} at {address} until it was stopped"
+    end = "it was stopped" if stopped.is_set() else "another job took its place"
+    return f"served {served.checkpoint} at {address} until {end}"
 
 
 @dataclass(frozen=True, slots=True)

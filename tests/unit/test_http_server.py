@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cluster.serving import http_server
 from cluster.serving.http_server import HttpServer, listen
 
 REQUEST = b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n"
@@ -121,6 +122,51 @@ async def test_a_head_without_end_is_not_taken_in() -> None:
         writer.write(b"GET / HTTP/1.1\r\nHost: here\r\n" + b"a: b\r\n" * 20_000)
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 400")
         writer.close()
+
+
+HALF_A_HEAD = b"GET / HTTP/1.1\r\nHost: here\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", HALF_A_HEAD, REQUEST % 1 + b"a" + HALF_A_HEAD], ids=["silent", "first", "second"]
+)
+def test_a_connection_whose_next_head_never_ends_is_closed(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "_KEEP_ALIVE_SECONDS", 0.5)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send)
+
+    async def drip() -> None:
+        async with serving(app) as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(sent)
+            reading = asyncio.ensure_future(reader.read())
+            while not reading.done():
+                if sent:
+                    writer.write(b"a")
+                await asyncio.sleep(0.1)
+            assert reading.result().count(b"HTTP/1.1 200") == sent.count(b"POST")
+            writer.close()
+
+    asynchronous(drip)()
+
+
+def test_the_time_for_a_head_is_not_that_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "_KEEP_ALIVE_SECONDS", 0.3)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.9)
+        await answer(send)
+
+    async def ask_twice() -> None:
+        async with serving(app) as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for _ in range(2):
+                writer.write(REQUEST % 1 + b"a")
+                await reader.readuntil(b"done")
+            writer.close()
+
+    asynchronous(ask_twice)()
 
 
 @asynchronous
