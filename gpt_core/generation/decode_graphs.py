@@ -37,7 +37,7 @@ class DecodeGraphs:
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self._recorded: dict[tuple[object, ...], _Recorded] = {}
-        self._memory: tuple[int, ...] = ()
+        self._memory: tuple[KVCache | None, tuple[int, ...]] = None, ()
         self.failure: str | None = None
         """Why steps are not replayed; None while they are."""
 
@@ -58,8 +58,8 @@ class DecodeGraphs:
         return recorded.logits
 
     def _forget_moved(self, cache: KVCache) -> None:
-        """Drop the graphs once a block has grown: they know the addresses it had."""
-        memory = tuple(block.keys[0].data_ptr() for block in cache.blocks)
+        """Drop the graphs once a block has grown: they know where it was, even if what grew twice is there again."""
+        memory = cache, tuple(block.num_moves for block in cache.blocks)
         if memory != self._memory:
             self._recorded.clear()
             self._memory = memory
@@ -84,7 +84,8 @@ class DecodeGraphs:
                     decoder.decode_rows(cache, tokens_R, positions_R, slots, num_keys)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Other threads may compute on the device meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 logits_RV = decoder.decode_rows(cache, tokens_R, positions_R, slots, num_keys)
             graph.replay()
             is_same = torch.equal(logits_RV, expected_RV)

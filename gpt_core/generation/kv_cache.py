@@ -35,6 +35,8 @@ class CacheBlock:
     ) -> None:
         self.slots = slots
         self._max_positions = max_positions
+        self.num_moves = 0
+        """How often the tensors have been replaced by others."""
         size = (len(slots), shape.n_head, GROWTH_POSITIONS, shape.head_width)
         self.keys = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.n_layer)]
         self.values = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.n_layer)]
@@ -64,6 +66,7 @@ class CacheBlock:
             self._resize(kept)
 
     def _resize(self, num_positions: int) -> None:
+        self.num_moves += 1
         for tensors in (self.keys, self.values):
             for index, old_SHLD in enumerate(tensors):
                 num_slots, num_heads, num_old, head_width = old_SHLD.shape

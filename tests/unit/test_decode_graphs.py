@@ -58,7 +58,8 @@ def graphs(monkeypatch):
     decode_rows = decoder.decode_rows
 
     @contextmanager
-    def record(graph):
+    def record(graph, capture_error_mode):
+        assert capture_error_mode == "thread_local"  # the default forbids other threads to allocate
         recording.append(graph)
         yield
         recording.clear()
@@ -90,6 +91,19 @@ def test_a_step_is_recorded_once_for_each_number_of_keys_and_again_when_the_cach
     assert made == [1, 1, 1, 2, 2, 2, 2]
     assert Graph.num_replayed == 7  # each recording is tried once
     assert graphs.failure is None
+
+
+def test_a_graph_is_dropped_when_the_cache_has_grown_and_come_back_to_its_size_and_place(graphs):
+    cache = make_cache()
+    rows = ROWS[0], torch.zeros(4, dtype=torch.long)
+    graphs.decode(cache, *rows, range(4), 64)
+    (block,) = cache.blocks
+    tensors = [list(block.keys), list(block.values)]
+    block.reserve(65)
+    block.trim(1)
+    block.keys[:], block.values[:] = tensors  # as an allocator may do
+    graphs.decode(cache, *rows, range(4), 64)
+    assert Graph.num_made == 2
 
 
 def test_steps_of_other_slots_are_graphs_of_their_own_and_leave_each_others_logits(graphs):
