@@ -18,7 +18,7 @@ from typing import Any
 from cluster import interrupts
 from cluster.progress import say
 from cluster.scaling import wait_for_nodes
-from gpt_core.errors import HerdError, ResourceError, RunFailedError
+from gpt_core.errors import HerdError, ResourceError, RunFailedError, full_disk
 from gpt_core.settings import ClusterSettings
 
 # Ray reads these when it is first imported or when it starts its processes.
@@ -251,7 +251,7 @@ def _tell(message: dict[str, Any], **_: object) -> None:
 
 
 def cause_of(error: BaseException) -> HerdError:
-    """Return the first error of this project inside Ray's wrappers, else a RunFailedError that names the innermost."""
+    """Return the project's own error inside Ray's wrappers, else a RunFailedError that names the innermost."""
     own = own_error_in(error)
     if own is not None:
         return own
@@ -266,8 +266,10 @@ def cause_of(error: BaseException) -> HerdError:
 
 
 def own_error_in(error: BaseException) -> HerdError | None:
-    """Return the first error of this project inside Ray's wrappers, None where there is none."""
+    """Return the first error of this project inside Ray's wrappers, a full disk as one; None where there is none."""
     for inner in _inside(error):
+        if full := full_disk(inner):
+            return full
         # Ray's own copies of an error are of both classes and have their text changed.
         if isinstance(inner, HerdError) and not hasattr(inner, "as_instanceof_cause"):
             return inner

@@ -5,6 +5,8 @@ Every class takes the same four positional arguments and hands them all to
 pickle, and one with keyword-only arguments would arrive without type or message.
 """
 
+import errno
+
 
 class HerdError(Exception):
     """An error with a place, a finding, an expectation and a remedy.
@@ -57,3 +59,11 @@ class StaleOutputError(UserError):
 
 class RunFailedError(HerdError):
     """A job that started and could not finish; exit code 1."""
+
+
+def full_disk(error: BaseException) -> ResourceError | None:
+    """Return what a user is told of a full disk or quota, None of any other error."""
+    if not isinstance(error, OSError) or error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        return None
+    place = str(error.filename or "the job's files")
+    return ResourceError(place, str(error.strerror), "a place with room to write", "free space and run it again")

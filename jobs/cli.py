@@ -11,7 +11,6 @@ interrupted (Ctrl-C), 143 terminated (SIGTERM: what a preempted machine sends, h
 
 import ast
 import difflib
-import errno
 import importlib
 import importlib.metadata
 import os
@@ -23,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from cluster import interrupts
-from gpt_core.errors import HerdError, ResourceError, UserError
+from gpt_core.errors import HerdError, UserError, full_disk
 
 _FOLDER = Path(__file__).parent
 _MODULES = {
@@ -177,9 +176,7 @@ def _stopped(stop: KeyboardInterrupt, argv: list[str]) -> int:
 
 def _unforeseen(error: Exception, argv: list[str], *, show_traceback: bool) -> int:
     """Report an error nobody planned for by its first line; a disk that is full is the user's to mend."""
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        place = str(error.filename or _program(argv))
-        full = ResourceError(place, str(error.strerror), "a place with room to write", "free space and run it again")
+    if full := full_disk(error):
         return _fail(str(full), full.exit_code, show_traceback=show_traceback)
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
     hint = "" if show_traceback else "; add --traceback to see where it arose"

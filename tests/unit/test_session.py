@@ -1,3 +1,7 @@
+import errno
+import os
+from typing import Any
+
 import pytest
 import ray
 import ray._private.auto_init_hook
@@ -26,6 +30,15 @@ def test_a_workers_own_sentence_reaches_the_user_unchanged() -> None:
     told = CheckpointError("run/checkpoints", "no room", "a place with room", "free space")
     assert str(own_error_in(_wrapped(told))) == str(told)
     assert str(cause_of(_wrapped(told))) == str(told)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("wrap", [lambda error: error, _wrapped])
+def test_a_full_disk_is_the_users_to_mend_and_no_lost_worker(number: int, wrap: Any) -> None:
+    error = wrap(OSError(number, os.strerror(number), "out/manifest.json"))
+    told = f"out/manifest.json: found {os.strerror(number)}; expected a place with room to write; free space and run it"
+    assert str(own_error_in(error)) == f"{told} again"
+    assert cause_of(error).exit_code == 2
 
 
 def test_any_other_error_is_named_by_its_last_line() -> None:
