@@ -185,6 +185,8 @@ def fit(title: str, train: TrainSettings, inputs: Inputs, cluster: Cluster, run:
     cluster.require_cpus(
         train.fewest_workers * train.threads_per_worker, "train.num_workers x train.threads_per_worker"
     )
+    if train.device == "gpu" and cluster.address is None:  # no node will come
+        cluster.require_gpus(train.fewest_workers, "train.num_workers with train.device gpu")
     uses_gpus = train.device == "gpu" or (train.device == "auto" and cluster.num_gpus >= train.fewest_workers)
     plan = replace(inputs.plan, device="gpu" if uses_gpus else "cpu")
     counts = allowed_ranks(plan, train.fewest_workers, train.most_workers)

@@ -49,3 +49,9 @@ def test_bf16_on_a_machine_of_its_own_without_instructions_for_it_is_refused(cor
     inputs, here = training.resolve(settings), Cluster(None, num_cpus=1, num_gpus=0)
     with pytest.raises(ResourceError, match="bf16 on a cpu without bf16 instructions"):
         training.fit("pretrain", settings.train, inputs, here, None)  # pyright: ignore[reportArgumentType]
+
+
+def test_gpus_that_a_machine_of_its_own_lacks_are_not_waited_for(corpus, tmp_path):
+    settings = settings_for(corpus, tmp_path, device="gpu")
+    with pytest.raises(ResourceError, match=r"train.device gpu: .* a need of 1 GPUs; .* the 0 GPUs of this machine"):
+        training.fit("pretrain", settings.train, training.resolve(settings), Cluster(None, 2, 0), None)  # pyright: ignore[reportArgumentType]
