@@ -21,7 +21,9 @@ J = TypeVar("J", EvaluateJob, FinetuneJob, GenerateJob, InspectSettings, ServeJo
 
 
 def register(run: Run, register_as: str, path: Location, output: Path) -> None:
-    """Write a checkpoint as a model MLflow can load, into OUTPUT/registered, and record that it is registered.
+    """Write a checkpoint as a model MLflow can load, into OUTPUT/registered/NAME, and record that it is registered.
+
+    A folder for each: the store may take it only when a later checkpoint is registered as well.
 
     Raises:
         CheckpointError: The Hugging Face layout cannot hold the model.
@@ -31,8 +33,8 @@ def register(run: Run, register_as: str, path: Location, output: Path) -> None:
     if is_registered(register_as, path.name, output):
         return
     name, alias = _name_and_alias(register_as)
-    folder = output / FOLDER
-    aside = folder.with_name(f"{FOLDER}.aside")
+    folder = output / FOLDER / path.name
+    aside = output / f"{FOLDER}.aside"
     shutil.rmtree(aside, ignore_errors=True)
     write_prompt_model(package(checkpoint.load(path), aside / "model"), folder)
     shutil.rmtree(aside, ignore_errors=True)

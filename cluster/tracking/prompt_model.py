@@ -8,6 +8,7 @@ from pathlib import Path
 from cluster.recording.patience import first_line
 from cluster.tracking.library import database_path, import_mlflow
 from gpt_core.credentials import without_credentials
+from gpt_core.digests import sha256_hex
 from gpt_core.errors import CheckpointError
 
 # What gpt_core imports to complete a prompt.
@@ -83,12 +84,13 @@ def download_registered_model(place: str, uri: str, folder: Path) -> Path:
         client = MlflowClient(uri)
         alias = separator == "@"
         version = client.get_model_version_by_alias(name, label) if alias else client.get_model_version(name, label)
-        target = folder / f"{version.name}-{version.version}"
+        # A name and number come again in another MLflow, or after the model was deleted; a place does not.
+        place_digest = sha256_hex([f"{without_credentials(uri)} {version.source}".encode()])
+        target = folder / f"{version.name}-{version.version}-{place_digest[:12]}"
         if not (target / "data").is_dir():
-            aside = tempfile.mkdtemp(prefix=".fetched-", dir=_made(folder))
-            fetched = artifacts.download_artifacts(version.source, dst_path=aside, tracking_uri=uri)
-            Path(fetched).rename(target)
-            shutil.rmtree(aside, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=".fetched-", dir=_made(folder)) as aside:
+                fetched = artifacts.download_artifacts(version.source, dst_path=aside, tracking_uri=uri)
+                Path(fetched).rename(target)
     except (MlflowException, OSError) as error:
         where = without_credentials(uri)
         raise CheckpointError(

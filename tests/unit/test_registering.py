@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from unittest.mock import Mock
@@ -17,6 +18,7 @@ from gpt_core.training import checkpoint
 from gpt_core.training.checkpoint import Description
 from tests.unit.tiny_engine import SHAPE, TOKENIZER, make_engine, make_weights
 
+NAME = "step-00000007"
 PROMPTS = ["def main(", "return", "return"]
 BYTES = {"name": "bytes", "digest": TOKENIZER.digest, "vocabulary_size": 257, "end_of_text": 256}
 
@@ -110,6 +112,41 @@ def test_a_kill_between_writing_and_recording_a_registered_model_leaves_it_to_be
     assert not is_registered("poet", path.name, tmp_path)
 
 
+def test_a_registered_checkpoint_keeps_its_files_when_a_later_one_is_registered_before_the_store_took_it(tmp_path):
+    record = Mock()
+    for step in (7, 9):
+        description = Description(step, 70, SHAPE, corpus_digest="c" * 64, tokenizer=BYTES, metrics={"loss": 2.5})
+        register(record, "poet", checkpoint.write(tmp_path, description, make_weights(), {}), tmp_path)
+    folders = [call.args[0] for call in record.register_model.call_args_list]
+    assert [json.loads((folder / "data/model/herd.json").read_text())["step"] for folder in folders] == [7, 9]
+
+
+def test_a_model_made_again_under_its_old_name_and_number_is_fetched_again(tmp_path, monkeypatch, capsys):
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    for step in (7, 9):
+        output = tmp_path / f"run{step}"
+        description = Description(step, 70, SHAPE, corpus_digest="c" * 64, tokenizer=BYTES, metrics={"loss": 2.5})
+        path = checkpoint.write(output, description, make_weights(), {})
+        with open_run(TrackingOptions(system_seconds=None), name="a", kind="pretrain", output=output) as run:
+            run.log_model(path.name, step=step, metrics={})
+            register(run, "poet", path, output)
+        assert checkpoint.load(with_local_checkpoint(ServeJob(checkpoint="models:/poet/1")).checkpoint).step == step
+        MlflowClient(uri).delete_registered_model("poet")
+
+
+def test_a_download_that_fails_leaves_nothing(outputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{outputs}/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", Mock(side_effect=OSError("connection reset")))
+    with pytest.raises(CheckpointError, match="connection reset"):
+        with_local_checkpoint(ServeJob(checkpoint="models:/poet@newest"))
+    assert not list((tmp_path / "runs/models").iterdir())
+
+
 def test_a_run_that_used_a_checkpoint_has_it_as_input_once(client, outputs):
     version = client.get_model_version_by_alias("poet", "newest")
     output = outputs / "generated"
@@ -145,14 +182,14 @@ def test_a_loaded_model_has_a_signature_and_refuses_what_it_does_not_name(loaded
 
 
 def test_no_file_of_a_registered_model_is_a_pickle(outputs):
-    files = {path.suffix for path in (outputs / "run0" / "registered").rglob("*") if path.is_file()}
+    files = {path.suffix for path in (outputs / "run0" / "registered" / NAME).rglob("*") if path.is_file()}
     assert files <= {"", ".json", ".py", ".safetensors", ".txt", ".yaml", ".tiktoken", ".html", ".md", ".cpp", ".h"}
 
 
 def test_a_model_loads_where_this_package_is_not_installed(outputs):
     script = (
         "import mlflow, sys;"
-        f"m = mlflow.pyfunc.load_model({str(outputs / 'run1' / 'registered')!r});"
+        f"m = mlflow.pyfunc.load_model({str(outputs / 'run1' / 'registered' / NAME)!r});"
         "print(m.predict(['return'], params={'max_tokens': 4}).__len__(), sys.modules['gpt_core'].__path__[0])"
     )
     done = subprocess.run(
@@ -161,7 +198,7 @@ def test_a_model_loads_where_this_package_is_not_installed(outputs):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] == "1"
-    assert "registered/code/gpt_core" in done.stdout
+    assert f"registered/{NAME}/code/gpt_core" in done.stdout
 
 
 @pytest.mark.parametrize("label", ["@champion", "/2"])
@@ -194,7 +231,7 @@ def test_serving_takes_a_registered_model_from_the_address_in_the_environment(ou
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{outputs}/mlflow.db")
     served = with_local_checkpoint(ServeJob(checkpoint="models:/poet@newest")).checkpoint
-    assert served == str(tmp_path / "runs/models/poet-1/run")
+    assert re.fullmatch(re.escape(f"{tmp_path}/runs/models/poet-1-") + "[0-9a-f]{12}/run", served)
     assert checkpoint.load(served).step == 7
 
 
