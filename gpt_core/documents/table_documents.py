@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gpt_core.documents.arrow_batches import DAMAGED, ArrowBatches
+from gpt_core.documents.arrow_batches import DAMAGED, ArrowBatches, first_line, sound
 from gpt_core.documents.byte_stream import ByteStream, RawFile
 from gpt_core.documents.document_batch import DocumentBatch, ReadingOptions, Reject
 from gpt_core.documents.piece_witness import PieceWitness
@@ -22,7 +22,6 @@ from gpt_core.storage import is_url
 
 _COPY_BYTES = 1 << 20
 _MAX_ROWS = 4096
-_BINARY = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 
 
 def read_parquet(piece: Piece, reading: ReadingOptions, witness: PieceWitness) -> Iterator[DocumentBatch]:
@@ -115,7 +114,7 @@ class _Rows:
 
     def unreadable(self, row: int, error: Exception | str) -> DocumentBatch:
         """Return the one reject of a damaged part."""
-        reason = f"found unreadable data from row {row} ({[*str(error).splitlines(), ''][0][:200]})"
+        reason = f"found unreadable data from row {row} ({first_line(error)})"
         return self.rejected(range(row, row + 1), f"{reason}; expected a whole {self.piece.file.format} file")
 
     def unreadable_file(self, error: Exception) -> Iterator[DocumentBatch]:
@@ -131,7 +130,7 @@ def _row_group(rows: _Rows, parquet: pq.ParquetFile, group: int, first_row: int)
     name = rows.piece.file.text_field
     try:
         for part in parquet.iter_batches(num_rows, row_groups=[group], columns=[name], use_threads=False):
-            yield rows.documents(_sound(part.column(0)), first_row)
+            yield rows.documents(sound(part.column(0)), first_row)
             first_row += part.num_rows
     except DAMAGED as error:
         yield rows.unreadable(first_row, error)
@@ -140,7 +139,7 @@ def _row_group(rows: _Rows, parquet: pq.ParquetFile, group: int, first_row: int)
 def _record_batch(rows: _Rows, batches: ArrowBatches, index: int, first_row: int) -> Iterator[DocumentBatch]:
     """Yield the texts of a record batch in steps that hold about ``batch_bytes``."""
     try:
-        column = _sound(batches.column(index))
+        column = sound(batches.column(index))
     except DAMAGED as error:
         yield rows.unreadable(first_row, error)
         return
@@ -150,24 +149,6 @@ def _record_batch(rows: _Rows, batches: ArrowBatches, index: int, first_row: int
     num_rows = max(1, min(_MAX_ROWS, int(len(column) * rows.reading.batch_bytes / max(column.nbytes, 1))))
     for start in range(0, len(column), num_rows):
         yield rows.documents(column[start : start + num_rows], first_row + start)
-
-
-def _sound(column: pa.Array) -> pa.Array:
-    """Return a column whose offsets and indices have been checked, its texts as bytes.
-
-    Arrow trusts them as they were stored: over one flipped bit it would read other memory, or end the process. As
-    texts it would check them too, and refuse them all where one is no UTF-8.
-    """
-    if pa.types.is_dictionary(column.type):
-        column = pa.DictionaryArray.from_arrays(column.indices, _as_bytes(column.dictionary), safe=False)
-    column = _as_bytes(column)
-    column.validate(full=True)
-    return column
-
-
-def _as_bytes(column: pa.Array) -> pa.Array:
-    kind = _BINARY.get(column.type)
-    return column.view(kind) if kind else column
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

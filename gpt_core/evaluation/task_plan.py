@@ -194,7 +194,11 @@ class WindowReader:
     def __call__(
         self, files: tuple[SourceFile, ...], cut: TextRange, sliding: Sliding
     ) -> Iterator[tuple[Document, int, tuple[list[int], int]]]:
-        """Yield document, window number and window (as ``Sliding.window`` returns it) of a range."""
+        """Yield document, window number and window (as ``Sliding.window`` returns it) of a range.
+
+        Raises:
+            CorpusError: The file no longer has the windows of the plan.
+        """
         for document, first, last in self._parts(files, cut, sliding):
             for index in range(first, last):
                 yield document, index, sliding.window(self._tokens, index, self._tokenizer.end_of_text)
@@ -213,6 +217,8 @@ class WindowReader:
             first = 0
             if not left:
                 return
+        found, expected = f"{cut.num_windows - left} windows from byte {cut.start}", f"{cut.num_windows} as planned"
+        raise CorpusError(files[cut.file].path, found, expected, "leave the input alone, and run again")
 
 
 def _plan_items(task: Task, index: int, files: tuple[SourceFile, ...], cut: Cut) -> TaskPlan:
@@ -284,8 +290,7 @@ class _TextCutter:
         window = 0
         while window < num_windows:
             if not self._open.num_windows:
-                start, skipped = (document.start, 0) if self._seekable else (0, self._num_documents)
-                self._open = replace(self._empty, start=start, skipped_documents=skipped, first_window=window)
+                self._open = replace(self._place_of(document), first_window=window)
             taken = min(num_windows - window, self._windows_per_shard - self._open.num_windows)
             self._open = replace(self._open, num_windows=self._open.num_windows + taken)
             window += taken
@@ -298,6 +303,12 @@ class _TextCutter:
         if self._open.num_windows:
             self._end()
         return self._ranges
+
+    def _place_of(self, document: Document) -> TextRange:
+        """Return the empty range from a document on; the first one's starts at byte 0, before a byte-order mark."""
+        if self._seekable:
+            return replace(self._empty, start=document.start if self._num_documents else 0)
+        return replace(self._empty, skipped_documents=self._num_documents)
 
     def _end(self) -> None:
         self._ranges.append(self._open)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from gpt_core.documents.arrow_batches import DAMAGED, first_line
 from gpt_core.documents.byte_stream import RawFile
 from gpt_core.documents.document_batch import ReadingOptions, Reject
 from gpt_core.documents.reader import read_batches
@@ -110,8 +111,8 @@ def _parquet_rows(piece: Piece, fields: Fields) -> Iterator[Example | Reject]:
                     for index in range(batch.num_rows):
                         yield _example_of_row(batch, index, fields, (name, row, row + 1))
                         row += 1
-        except (pa.ArrowException, OSError) as error:
-            found = f"found unreadable data from row {row} ({str(error).splitlines()[0][:200]})"
+        except DAMAGED as error:
+            found = f"found unreadable data from row {row} ({first_line(error)})"
             yield Reject(name, None, row, f"{found}; expected a whole parquet file")
 
 

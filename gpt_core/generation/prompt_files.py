@@ -7,6 +7,7 @@ the fault in its place; a disk or network that fails raises.
 """
 
 import itertools
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gpt_core.documents.arrow_batches import DAMAGED, first_line, sound
 from gpt_core.documents.byte_stream import ByteStream, RawFile
 from gpt_core.documents.records import Oversize, split_records
 from gpt_core.documents.source_files import SourceFile, SourceSpec, list_files
@@ -30,7 +32,6 @@ _MIDI_SUFFIXES = (".mid", ".midi")
 _COMPRESSION_SUFFIXES = (".gz", ".zst", ".zstd")
 _READ_BYTES = 1 << 20
 _TABLE_ROWS = 1024
-_DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +98,9 @@ def _lines(file: SourceFile, start: int, number: int) -> Iterator[RawRow]:
                 continue
             start = part.start
             for record in part.records:
-                long = len(record) > MAX_ROW_BYTES
-                yield RawRow(number, start, None if long else record, _too_long(len(record)) if long else None)
+                row = record if start else record.removeprefix(BOM_UTF8)
+                fault = _too_long(len(row)) if len(row) > MAX_ROW_BYTES else None
+                yield RawRow(number, start, None if fault else row, fault)
                 number, start = number + 1, start + len(record) + 1
         if stream.damage:
             yield RawRow(number, start, None, stream.damage)
@@ -132,24 +134,25 @@ def _table_rows(file: SourceFile, columns: tuple[str, ...], number: int) -> Iter
         for batch, num_rows in batches:
             if batch is not None and first + num_rows > number:
                 _check_columns(file, batch.schema.names, columns)
+                values = {name: sound(batch.column(name)) for name in batch.schema.names}
                 for row in range(max(number - first, 0), num_rows):
-                    yield _table_row(batch, row, first + row)
+                    yield _table_row(values, row, first + row)
             first += num_rows
-    except _DAMAGED as error:
-        reason = f"found unreadable data ({str(error).splitlines()[0][:200]}); expected a whole {file.format} file"
+    except DAMAGED as error:
+        reason = f"found unreadable data ({first_line(error)}); expected a whole {file.format} file"
         yield RawRow(max(first, number), max(first, number) - 1, None, reason)
 
 
-def _table_row(batch: pa.RecordBatch, row: int, number: int) -> RawRow:
+def _table_row(columns: dict[str, pa.Array], row: int, number: int) -> RawRow:
     try:
-        values = {name: _value(batch.column(name), row) for name in batch.schema.names}
+        values = {name: _value(column, row) for name, column in columns.items()}
     except UnicodeDecodeError as error:
         return RawRow(number, number - 1, None, f"found {error}; expected valid UTF-8")
     return RawRow(number, number - 1, {name: value for name, value in values.items() if value is not None})
 
 
 def _value(column: pa.Array, row: int) -> Any:
-    value = column[row].as_py()  # Arrow does not check that strings are UTF-8; Python does here
+    value = column[row].as_py()
     return value.decode("utf-8") if isinstance(value, bytes) else value
 
 

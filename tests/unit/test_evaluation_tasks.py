@@ -210,6 +210,29 @@ def test_text_files_of_every_packing_give_the_same_windows(run_folder, tmp_path)
     assert results[0] == pytest.approx(results[1], rel=1e-12)
 
 
+def test_a_byte_order_mark_costs_no_document(run_folder, tmp_path):
+    plain = write_lines(tmp_path / "t.jsonl", [{"text": "the herd grazes"}, {"text": "over the hill"}])
+    data = Path(plain).read_bytes()
+    expected, first_rows, _ = evaluate(run_folder, tmp_path / "plain", Task("t", "text", plain, stride_tokens=4))
+    Path(plain).write_bytes(b"\xef\xbb\xbf" + data)
+    for per_shard in (1, 100):
+        task = Task("t", "text", plain, stride_tokens=4)
+        metrics, rows, _ = evaluate(run_folder, tmp_path / str(per_shard), task, per_shard=per_shard)
+        assert metrics == pytest.approx(expected, rel=1e-6)
+        assert [row["start"] - 3 for row in rows] == [row["start"] for row in first_rows]
+
+
+def test_a_text_that_lost_windows_after_planning_is_refused(run_folder, tmp_path):
+    path = Path(write_lines(tmp_path / "t.jsonl", [{"text": "the herd"}, {"text": "the hill"}]))
+    task = Task("t", "text", str(path))
+    plan = plan_task(task, 0, Cut(BYTES, POSITIONS, 100))
+    path.write_text(path.read_text().replace('{"text": "the hill"}', '{"next": "the hill"}'))
+    job = Tasks(str(tmp_path), (task,), (plan.files,), POSITIONS)
+    worker = EvaluationWorker(str(checkpoint.load(run_folder).path), None, job, 2)
+    with pytest.raises(CorpusError, match=r"t\.jsonl: found 1 windows from byte 0; expected 2 as planned"):
+        worker((0, plan.ranges[0]))
+
+
 def test_bad_rows_are_set_aside_with_line_and_reason(run_folder, tmp_path):
     rows = [
         LAMBADA[0],

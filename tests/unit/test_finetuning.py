@@ -208,6 +208,16 @@ def test_a_parquet_file_gives_the_examples_of_the_json_lines(tmp_path):
     assert found["x.jsonl"][3] == ("é", "ü")
 
 
+def test_a_table_whose_column_names_are_damaged_is_one_reject(tmp_path):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"source": ["a"], "target": ["b"]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"source", b"s\xffurce"))
+    (plan,) = plan_shards(list_example_files((str(path),)), 1 << 20)
+    (reject,) = read_examples(plan, Fields())
+    assert isinstance(reject, Reject)
+    assert "found unreadable data from row 0 ('utf-8' codec can't decode byte 0xff" in reject.reason
+
+
 @pytest.mark.parametrize(
     ("names", "reason"),
     [

@@ -4,6 +4,7 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -96,6 +97,14 @@ def test_an_id_that_stands_in_another_file_or_is_another_row_s_place_is_found(tm
     assert [(reject.file, reject.line) for reject in scan.rejects] == [("b.jsonl", line) for line in (1, 2, 3)]
 
 
+@pytest.mark.parametrize(("name", "rows"), [("some.txt", b"one\ntwo\n"), ("some.jsonl", b'{"prompt": "one"}\n["two"]')])
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path, name, rows):
+    marked = b"\xef\xbb\xbf" + rows
+    for path, data in ((tmp_path / name, marked), (tmp_path / f"{name}.gz", gzip.compress(marked))):
+        path.write_bytes(data)
+        assert read_all(path, size=1)[0][0].text == "one"
+
+
 def write_table(path, columns):
     table = pa.table(columns)
     if path.suffix == ".parquet":
@@ -142,6 +151,20 @@ def test_a_column_of_another_type_sets_every_row_aside(tmp_path):
 def test_a_table_of_other_columns_is_refused(tmp_path, columns, message):
     with pytest.raises(CorpusError, match=message):
         read_all(write_table(tmp_path / "some.parquet", columns))
+
+
+@pytest.mark.parametrize("new", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_no_memory_beyond_a_text_is_read_over_a_damaged_offset(tmp_path, new):
+    path, table = tmp_path / "some.arrow", pa.table({"prompt": ["a" * 8, "b" * 8], "id": [1, 2]})
+    with new(path, table.schema) as writer:
+        writer.write_table(table)
+    offsets, damaged = np.array([0, 8, 16], "<i4").tobytes(), np.array([0, 8, 40], "<i4").tobytes()
+    data = path.read_bytes()
+    assert data.count(offsets) == 1
+    path.write_bytes(data.replace(offsets, damaged))
+    prompts, scan = read_all(path)
+    assert prompts == []
+    assert [(reject.line, "expected a whole arrow file" in reject.reason) for reject in scan.rejects] == [(1, True)]
 
 
 @pytest.mark.parametrize("name", ["some.parquet", "some.arrow", "some.jsonl.gz"])
