@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 GENERATOR = "Generator"
 # Ray Serve's router collapses when callers hold more calls in flight than this (its default is 5);
 # callers bound themselves far below.
-_MAX_ONGOING_REQUESTS = 4096
+MAX_ONGOING_REQUESTS = 4096
 _PRECISION_SECONDS = 1800.0  # as long as a job waits for nodes
 _CPU_VARIABLES = {"GLIBC_TUNABLES": GLIBC_TUNABLES}
 
@@ -39,7 +39,7 @@ class Generator:
 
     Args:
         checkpoint: Path of one checkpoint folder that every node can read.
-        settings: Slots, threads, device and precision.
+        settings: Slots, threads, device and precision; the device is "cpu" or "gpu", as it was reserved.
         prefill_chunks: Prompt chunks a step stores; None for the engine's own few, which keep streams fluent.
     """
 
@@ -54,9 +54,9 @@ class Generator:
         from gpt_core.tokens.tokenizer import load_tokenizer
         from gpt_core.training import checkpoint as checkpoints
 
+        device = _settled_device(settings)
         listen_on_loopback()
         torch.set_num_threads(settings.threads_per_replica)
-        device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
         loaded = checkpoints.load(checkpoint)
         self.tokenizer = load_tokenizer(loaded.tokenizer["name"])
         options = EngineOptions(slots=settings.num_slots, precision=settings.precision, device=device)
@@ -92,6 +92,17 @@ class Generator:
         """Raise the engine's failure, so that Ray Serve replaces this replica."""
         if self._loop.failure:
             raise self._loop.failure
+
+
+def _settled_device(settings: EngineSettings) -> str:
+    """Return torch's name of the device that was reserved for this replica."""
+    import torch
+
+    if settings.device != "gpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ResourceError("engine.device", "no GPU in this process", "one a replica", "use device cpu")
+    return "cuda"
 
 
 def listen_on_loopback() -> None:
@@ -199,10 +210,11 @@ def generator_deployment(
         name=GENERATOR,
         **replica_options(settings),
         ray_actor_options=options,
-        max_ongoing_requests=_MAX_ONGOING_REQUESTS,
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
         health_check_period_s=2,
     )(Generator)
-    return deployment.bind(checkpoint, settings, prefill_chunks)
+    settled = settings.model_copy(update={"device": "gpu" if gpus else "cpu"})
+    return deployment.bind(checkpoint, settled, prefill_chunks)
 
 
 @contextlib.contextmanager

@@ -8,12 +8,11 @@ import asyncio
 import time
 from typing import Any
 
-from cluster.serving.deployment import listen_on_loopback
+from cluster.serving.deployment import MAX_ONGOING_REQUESTS, listen_on_loopback
 from cluster.serving.engine_client import EngineClient
 from cluster.serving.http_guard import Access
 from gpt_core.settings import ServeSettings
 
-_MAX_ONGOING_REQUESTS = 4096
 _DRAIN_POLL_SECONDS = 0.1
 HEAD_NODE = {"node:__internal_head__": 0.001}
 """Resources that Ray gives the head node of a cluster alone."""
@@ -103,7 +102,7 @@ def ingress_deployment(
         name="Ingress",
         num_replicas=1,
         ray_actor_options={"num_cpus": 0, "resources": HEAD_NODE if listens else {}},
-        max_ongoing_requests=_MAX_ONGOING_REQUESTS,
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
         health_check_period_s=2,
         graceful_shutdown_timeout_s=5,
     )(ListeningIngress if listens else serve.ingress()(Ingress))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.serving.deployment import with_settled_precision
+from cluster.serving.deployment import Generator, generator_deployment, with_settled_precision
 from cluster.session import Cluster
 from gpt_core.errors import ResourceError
 from gpt_core.settings import EngineSettings
@@ -20,3 +20,20 @@ def test_auto_is_settled_once_for_all_replicas(monkeypatch, has_instructions, ex
 def test_replicas_that_do_not_fit_are_refused_before_anything_runs():
     with pytest.raises(ResourceError, match="a need of 3 CPUs"):
         with_settled_precision(EngineSettings(num_replicas=3), HERE)
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "device", "expected"), [(1, "auto", "cpu"), (2, "auto", "gpu"), (0, "gpu", "gpu")]
+)
+def test_a_replica_computes_on_what_was_reserved_for_it_whatever_its_node_has(num_gpus, device, expected):
+    deployment = generator_deployment("none", EngineSettings(num_replicas=2, device=device), Cluster("a", 2, num_gpus))
+    bound = deployment._bound_deployment
+    _, settings, _ = bound.init_args
+    assert settings.device == expected
+    assert (bound.ray_actor_options["num_gpus"] > 0) == (expected == "gpu")
+
+
+def test_a_replica_that_has_no_gpu_where_one_was_asked_for_says_so(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ResourceError, match="found no GPU in this process"):
+        Generator("none", EngineSettings(device="gpu"))
