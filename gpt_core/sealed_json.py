@@ -30,10 +30,10 @@ def read(path: str | Location) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(data)
-        digest = content.pop("digest")
-    except (ValueError, KeyError, AttributeError):
-        digest, content = None, {}
-    if digest != _digest(content):
+        is_whole = content.pop("digest") == _digest(content)
+    except (ValueError, KeyError, AttributeError, TypeError):
+        content, is_whole = {}, False
+    if not is_whole:
         raise CorpusError(
             str(path),
             "content that does not match its digest",

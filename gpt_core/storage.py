@@ -7,6 +7,7 @@ a remote object appears when its upload is complete.
 
 import errno
 import functools
+import hashlib
 import os
 import re
 import secrets
@@ -46,9 +47,11 @@ def full_disk_named(place: str, needed: str) -> Iterator[None]:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
         disk = tempfile.gettempdir() if is_url(place) else place
+        folder = Path(disk).absolute()
+        there = next(filter(Path.exists, [folder, *folder.parents]))
         raise ResourceError(
             disk,
-            f"{error.strerror} ({shutil.disk_usage(disk).free} bytes free)",
+            f"{error.strerror} ({shutil.disk_usage(there).free} bytes free)",
             needed,
             "make room or choose another output, then run the same command again: finished shards are kept",
         ) from error
@@ -96,10 +99,13 @@ def local_folder(output: str, beside: str | None = None) -> Path:
     """Return where files about an output lie that no store can hold, such as journals and locks.
 
     That is the output folder itself, or where the output is a URL, a folder of its own in ``beside``, or runs/ here.
+    The name of that ends in a digest: "s3://b/exp/1" and "s3://b/exp-1" are two outputs.
     """
     if not is_url(output):
         return Path(output)
-    return Path(beside or "runs", re.sub(r"[^A-Za-z0-9.-]+", "-", output)).absolute()
+    url = output.rstrip("/")
+    readable, digest = re.sub(r"[^A-Za-z0-9.-]+", "-", url), hashlib.sha256(url.encode()).hexdigest()[:8]
+    return Path(beside or "runs", f"{readable}-{digest}").absolute()
 
 
 class Storage:
@@ -157,7 +163,8 @@ class Storage:
 
         Args:
             folder: Where to begin.
-            max_parts: Folders are left out whose files would have more parts in their names.
+            max_parts: Folders are left out whose files would have more parts in their names; in a remote store, which
+                lists either a folder or all below it, a number above 1 leaves none out.
         """
         if not is_url(folder):
             yield from _walk(folder, "", max_parts)

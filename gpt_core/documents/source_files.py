@@ -268,10 +268,19 @@ def _is_known(name: str, suffix: str, kind: str) -> bool:
 
 
 def _glob_pattern(glob: str) -> re.Pattern[str]:
-    """Translate a glob: "**/" is any number of folders, the other wildcards stay within a name."""
+    """Translate a glob: "**/" is any number of folders, the other wildcards stay within a name.
+
+    Raises:
+        CorpusError: A range within brackets ends before it begins, or a "!" in them is alone.
+    """
     meaning = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob)
-    return re.compile("".join(meaning.get(part) or _literal(part) for part in parts), re.DOTALL)
+    try:
+        return re.compile("".join(meaning.get(part) or _literal(part) for part in parts), re.DOTALL)
+    except re.error as error:
+        raise CorpusError(
+            f"glob {glob!r}", error.msg, "brackets such as [a-z] or [!0-9]", "correct the glob"
+        ) from error
 
 
 def _literal(part: str) -> str:

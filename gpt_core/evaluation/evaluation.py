@@ -17,7 +17,7 @@ import torch
 from gpt_core.corpus.order import Cells
 from gpt_core.evaluation.sequence_scorer import SequenceScorer
 from gpt_core.evaluation.task_plan import ItemRange, TextRange
-from gpt_core.evaluation.task_scorer import Tasks, TaskScorer
+from gpt_core.evaluation.task_scorer import Tasks, TaskScorer, exponential
 from gpt_core.finetuning.masked_windows import unmasked
 from gpt_core.finetuning.supervised_corpus import open_corpus
 from gpt_core.model.gpt import GPT
@@ -51,7 +51,7 @@ class Measured:
     @property
     def perplexity(self) -> float:
         """E to the loss."""
-        return math.exp(self.loss)
+        return exponential(self.loss)
 
     @property
     def bits_per_byte(self) -> float:

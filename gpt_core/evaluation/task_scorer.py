@@ -148,14 +148,14 @@ def metrics_of(sums: Numbers, num_words: int) -> dict[str, float]:
     if answers := sums.get("num_open"):
         prefix = "answer_" if choices else ""
         metrics |= _share(f"{prefix}acc", sums["greedy"], answers)
-        metrics |= {f"{prefix}perplexity": _exponential(sums["open_loss"] / answers), f"{prefix}num_items": answers}
+        metrics |= {f"{prefix}perplexity": exponential(sums["open_loss"] / answers), f"{prefix}num_items": answers}
     if tokens := sums.get("num_tokens"):
         loss = sums["loss"]
         metrics |= {
             "loss": loss / tokens,
-            "perplexity": _exponential(loss / tokens),
-            "word_perplexity": _exponential(loss / max(num_words, 1)),
-            "byte_perplexity": _exponential(loss / sums["num_bytes"]),
+            "perplexity": exponential(loss / tokens),
+            "word_perplexity": exponential(loss / max(num_words, 1)),
+            "byte_perplexity": exponential(loss / sums["num_bytes"]),
             "bits_per_byte": loss / sums["num_bytes"] / math.log(2),
             "num_tokens": tokens,
             "num_words": float(num_words),
@@ -170,8 +170,9 @@ def _share(name: str, correct: float, count: float) -> dict[str, float]:
     return {name: share, f"{name}_stderr": math.sqrt(share * (1 - share) / max(count - 1, 1))}
 
 
-def _exponential(exponent: float) -> float:
-    return math.exp(min(exponent, 700.0))  # JSON has no infinity; beyond e^700 no number means anything
+def exponential(exponent: float) -> float:
+    """Return e to the exponent, or to 700: JSON has no infinity, and beyond that no number means anything."""
+    return math.exp(min(exponent, 700.0))
 
 
 def _total(count: int | list[int]) -> int:

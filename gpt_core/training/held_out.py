@@ -15,7 +15,7 @@ from gpt_core.training.training_plan import TrainingPlan
 
 
 class HeldOut:
-    """Evenly spaced windows of the validation split; none, with a warning, where there is no such split.
+    """Evenly spaced windows of the validation split; none, with a warning, where it has none.
 
     Args:
         plan: Corpus, window and number of windows.
@@ -54,12 +54,16 @@ class HeldOut:
 
 def _choose_windows(plan: TrainingPlan, splits: Container[str], *, warn: bool) -> np.ndarray:
     """Return int64 [n, T + 1]."""
+    warn = warn and plan.evaluate_every_steps is not None
     if "validation" not in splits:
-        if warn and plan.evaluate_every_steps is not None:
+        if warn:
             warnings.warn(f"{plan.corpus} has no validation split: no validation loss", stacklevel=3)
         return np.zeros((0, plan.window_tokens + 1), np.int64)
     held_out = open_corpus(plan.corpus, "validation")
     cells = held_out.every_window(plan.window_tokens)
+    if warn and not len(cells):
+        short = f"{plan.corpus} has a validation split shorter than a window of {plan.window_tokens} tokens"
+        warnings.warn(f"{short}: no validation loss", stacklevel=3)
     count = min(plan.evaluate_sequences, len(cells))
     chosen = np.arange(count) * len(cells) // max(count, 1)
     cells = Cells(cells.sources[chosen], cells.epochs[chosen], cells.windows[chosen])

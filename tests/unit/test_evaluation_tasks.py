@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_core.errors import CorpusError, SettingsError
-from gpt_core.evaluation.evaluation import EvaluationWorker
+from gpt_core.evaluation.evaluation import EvaluationWorker, Measured
 from gpt_core.evaluation.task_items import UnusableRowError, Wording, parse_item, tokens_of
 from gpt_core.evaluation.task_plan import Cut, Task, plan_task, sliding_of
 from gpt_core.evaluation.task_scorer import Tasks, added, metrics_of
@@ -281,6 +281,11 @@ def test_a_cloze_row_that_is_none_says_why(row, reason):
 def test_null_is_as_good_as_absent(kind, row, absent):
     found = [parse_item(json.dumps(fields).encode(), Wording(kind)) for fields in (row, row | absent)]
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("loss", "expected"), [(2.0, math.e**2), (710.0, math.e**700)])
+def test_a_perplexity_is_a_number_that_json_has(loss, expected):
+    assert Measured(1, 1, loss).perplexity == pytest.approx(expected)
 
 
 def test_a_file_without_an_item_is_refused(tmp_path):

@@ -49,9 +49,11 @@ def test_a_changed_content_is_an_error(tmp_path: Path, old: str) -> None:
         sealed_json.read(path)
 
 
-def test_a_cut_file_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", ['{"loss": 1.25, "dig', "[]", '"digest"', "{}", '{"a": NaN, "digest": "x"}', "\xff"]
+)
+def test_what_is_no_sealed_content_is_an_error(tmp_path: Path, content: str) -> None:
     path = tmp_path / "result.json"
-    sealed_json.write(path, CONTENT)
-    path.write_bytes(path.read_bytes()[:-5])
+    path.write_text(content, encoding="latin-1")
     with pytest.raises(CorpusError, match="does not match its digest"):
         sealed_json.read(path)

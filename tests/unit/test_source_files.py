@@ -150,6 +150,13 @@ def test_a_path_without_files_is_a_clear_error(folder: Path, path: str, message:
         names(folder / path)
 
 
+@pytest.mark.parametrize("glob", ["x[z-a].txt", "[!].txt"])
+def test_brackets_without_a_meaning_are_a_clear_error(folder: Path, glob: str) -> None:
+    for paths, exclude in [((folder / glob,), ()), ((folder,), (glob,))]:
+        with pytest.raises(CorpusError, match=r"glob '.*': found .*; expected brackets such as \[a-z\] or \[!0-9\]"):
+            names(*paths, exclude=exclude)
+
+
 def test_excluding_everything_is_a_clear_error(folder: Path) -> None:
     with pytest.raises(CorpusError, match="after exclusions"):
         names(folder / "tests", exclude=("*",))

@@ -1,13 +1,14 @@
 """Promises of gpt_core.storage on local folders and on fsspec's memory file system."""
 
+import errno
 import secrets
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpt_core.errors import CorpusError
-from gpt_core.storage import Storage, Url, is_url, local_folder, location
+from gpt_core.errors import CorpusError, ResourceError
+from gpt_core.storage import Storage, Url, full_disk_named, is_url, local_folder, location
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -84,6 +85,15 @@ def test_an_unknown_scheme_is_a_clear_error() -> None:
         Storage.of("nosuch://bucket").exists("nosuch://bucket/x")
 
 
+def test_a_full_disk_is_named_where_the_folder_is_not_made_yet(tmp_path: Path) -> None:
+    place = str(tmp_path / "not" / "made")
+    with (
+        pytest.raises(ResourceError, match=r"made: found No space left on device \(\d+ bytes free\); expected room"),
+        full_disk_named(place, "room"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 @pytest.mark.parametrize(("place", "expected"), [("s3://a/b", True), ("/a/b", False), ("a", False)])
 def test_urls_are_told_from_paths(place: str, expected: bool) -> None:
     assert is_url(place) is expected
@@ -115,5 +125,8 @@ def test_a_url_keeps_its_slashes_and_a_path_stays_a_path(tmp_path: Path) -> None
 
 def test_outputs_in_stores_have_local_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert local_folder("s3://bucket/a/run") == tmp_path / "runs" / "s3-bucket-a-run"
+    # printf 's3://bucket/a/run' | sha256sum
+    assert local_folder("s3://bucket/a/run") == tmp_path / "runs" / "s3-bucket-a-run-ebb87dd6"
+    assert local_folder("s3://bucket/a/run/") == local_folder("s3://bucket/a/run")
+    assert len({local_folder(f"s3://bucket/a{sign}run") for sign in "/-_"}) == 3
     assert local_folder(str(tmp_path / "run")) == tmp_path / "run"

@@ -327,6 +327,15 @@ def test_a_corpus_without_a_held_out_split_warns_and_trains(plan, tmp_path):
         train(replace(plan, corpus=str(corpus.folder), num_steps=1, evaluate_every_steps=None))
 
 
+def test_held_out_documents_shorter_than_a_window_warn_and_train(plan):
+    longer = replace(
+        plan, shape=replace(plan.shape, num_positions=512), window_tokens=512, batch_sequences=4, num_steps=1
+    )
+    with pytest.warns(UserWarning, match="a validation split shorter than a window of 512 tokens: no validation loss"):
+        summary = train(longer)
+    assert "validation_loss" not in summary.metrics
+
+
 def test_what_was_told_is_made_durable_before_the_checkpoint_behind_it_and_memory_holds_one_snapshot(plan, monkeypatch):
     order = []
     write, snapshot = checkpoint.write, Learner.snapshot
