@@ -23,6 +23,7 @@ from gpt_core.storage import Storage, is_url
 
 DEFAULT_CACHE_BYTES = 16 << 30
 _SUFFIX, _PART_SUFFIX = ".arrow", ".part"
+_DIGEST = re.compile(r"[0-9a-f]{32}")
 _OWN_NAME = re.compile(r"[0-9a-f]{32}\.(arrow|part)")
 _READ_BYTES = 4 << 20
 _TRIES = 8  # with pauses that double: about half a minute of throttling
@@ -107,6 +108,8 @@ class ShardCache:
         return sum(size for _, size, _ in self._copies())
 
     def _path(self, shard: RemoteShard) -> Path:
+        if not _DIGEST.fullmatch(shard.digest):  # a manifest's word, that must lead nowhere else
+            raise CorpusError(shard.url, f"the digest {shard.digest!r}", "32 hex digits", "tokenize the corpus again")
         return self.folder / f"{shard.digest}{_SUFFIX}"
 
     def _held(self, path: Path) -> HeldShard | None:

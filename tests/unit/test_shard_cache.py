@@ -142,6 +142,14 @@ def test_files_of_others_in_the_cache_folder_are_neither_removed_nor_counted(sto
     assert cache.num_bytes() == second.num_bytes
 
 
+def test_a_digest_that_is_none_names_no_file(stored: str, tmp_path: Path) -> None:
+    first, *_ = shards_of(Corpus(stored))
+    (tmp_path / "victim.part").write_text("mine")
+    with pytest.raises(CorpusError, match=r"found the digest '\.\./victim'; expected 32 hex digits"):
+        cache_in(tmp_path).hold(replace(first, digest="../victim"))
+    assert (tmp_path / "victim.part").read_text() == "mine"
+
+
 def test_a_copy_in_use_is_not_removed_and_without_room_the_store_is_read_itself(
     tiny: TinyCorpus, stored: str, tmp_path: Path
 ) -> None:
