@@ -60,9 +60,9 @@ class EngineOptions:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("slots", "prefill_chunks"):
-            if getattr(self, name) < 1:
-                raise UserError(f"engine.{name}", f"{getattr(self, name)}", "1 or more", "correct the value")
+        for name in ("slots", "window_tokens", "prefill_chunks"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"engine.{name}", f"{value}", "1 or more", "correct the value")
 
 
 @dataclass(frozen=True, slots=True)

@@ -505,6 +505,8 @@ def test_options_below_one_are_refused():
         EngineOptions(slots=0)
     with pytest.raises(UserError, match=r"engine.prefill_chunks: found -1; expected 1 or more"):
         EngineOptions(prefill_chunks=-1)
+    with pytest.raises(UserError, match=r"engine.window_tokens: found 0; expected 1 or more"):
+        EngineOptions(window_tokens=0)
 
 
 def test_a_smaller_window_than_the_model_s_changes_no_text():
