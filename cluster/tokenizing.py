@@ -28,9 +28,9 @@ from gpt_core.errors import CorpusError, StaleOutputError
 from gpt_core.ledger import Ledger, Row
 from gpt_core.settings import TokenizeSettings
 from gpt_core.storage import Storage, is_url
-from gpt_core.tokens.tokenizer import PUBLISHED, TiktokenTokenizer, Tokenizer, load_tokenizer
+from gpt_core.tokens.tokenizer import TiktokenTokenizer, Tokenizer, load_tokenizer
 from gpt_core.tokens.train_tokenizer import write_ranks
-from gpt_core.tokens.vocabulary import VOCABULARY
+from gpt_core.tokens.vocabulary import PUBLISHED, VOCABULARY
 
 
 @dataclass(frozen=True, slots=True)

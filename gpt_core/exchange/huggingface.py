@@ -6,7 +6,7 @@ padded.  Nothing is unpickled: legacy .bin files are read with ``weights_only``.
 """
 
 import json
-import shutil
+import tempfile
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,7 @@ from gpt_core.model.presets import ModelShape
 from gpt_core.storage import Location
 from gpt_core.tokens.music import WORDS
 from gpt_core.tokens.tokenizer import load_tokenizer
-from gpt_core.tokens.vocabulary import END_OF_TEXT, _byte_characters, gpt2_ranks, read_vocabulary
+from gpt_core.tokens.vocabulary import END_OF_TEXT, byte_characters, gpt2_ranks, read_vocabulary
 from gpt_core.training.checkpoint import Checkpoint, Description, list_paths, write
 
 _CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -40,6 +40,7 @@ _REQUIRED = {
     "tie_word_embeddings": (True,),
     "add_cross_attention": (False,),
 }
+_SIZES = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
 
 
 def import_model(folder: Path | str, vocabulary_size: int | None = None) -> tuple[ModelShape, dict[str, Tensor]]:
@@ -83,18 +84,14 @@ def export_model(checkpoint: Checkpoint, folder: Path | str) -> Path:
     if checkpoint.shape.attention_band is not None:
         band = f"an attention band of {checkpoint.shape.attention_band}"
         raise CheckpointError(str(checkpoint.path), band, "dense attention", "it cannot be exported")
-    aside = folder.with_name(f"{folder.name}.aside")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    num_rows = checkpoint.tokenizer.get("vocabulary_size", checkpoint.shape.vocabulary_size)
-    save_file(exported_weights(checkpoint.weights, num_rows), aside / _SINGLE_FILES[0], metadata={"format": "pt"})
-    end_of_text = checkpoint.tokenizer.get("end_of_text")
-    _write_json(aside / "config.json", _config_of(checkpoint.shape, num_rows, end_of_text))
-    if checkpoint.tokenizer:
-        write_tokenizer(aside, checkpoint.tokenizer["name"], checkpoint.shape.num_positions)
-    if folder.exists():
-        folder.rmdir()
-    return aside.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+        aside = Path(beside) / folder.name
+        aside.mkdir()
+        _put_files(aside, checkpoint)
+        if folder.exists():
+            folder.rmdir()
+        return aside.rename(folder)
 
 
 def import_run(folder: Path | str, run_folder: Location | str, tokenizer_name: str = "gpt2") -> Location:
@@ -130,6 +127,15 @@ def import_run(folder: Path | str, run_folder: Location | str, tokenizer_name: s
     return write(run_folder, description, weights, {})
 
 
+def _put_files(folder: Path, checkpoint: Checkpoint) -> None:
+    num_rows = checkpoint.tokenizer.get("vocabulary_size", checkpoint.shape.vocabulary_size)
+    save_file(exported_weights(checkpoint.weights, num_rows), folder / _SINGLE_FILES[0], metadata={"format": "pt"})
+    end_of_text = checkpoint.tokenizer.get("end_of_text")
+    _write_json(folder / "config.json", _config_of(checkpoint.shape, num_rows, end_of_text))
+    if checkpoint.tokenizer:
+        write_tokenizer(folder, checkpoint.tokenizer["name"], checkpoint.shape.num_positions)
+
+
 def exported_weights(weights: Mapping[str, Tensor], vocabulary_size: int) -> dict[str, Tensor]:
     """Return our weights under the names and in the orientation of the Hugging Face layout."""
     exported: dict[str, Tensor] = {}
@@ -152,7 +158,7 @@ def write_tokenizer(folder: Path, name: str, num_positions: int) -> None:
         ranks = gpt2_ranks()
     else:
         ranks, specials = read_vocabulary(name)
-    characters = _byte_characters()
+    characters = byte_characters()
     spelled = {token: "".join(characters[byte] for byte in token) for token in ranks}
     ids = {spelled[token]: rank for token, rank in sorted(ranks.items(), key=lambda item: item[1])}
     added = {special: number for number, special in enumerate((END_OF_TEXT, *specials), start=len(ranks))}
@@ -212,6 +218,10 @@ def _shape_of(folder: Path, vocabulary_size: int | None) -> ModelShape:
             raise CheckpointError(
                 f"{folder / 'config.json'}: {name}", repr(value), f"{accepted[0]!r}", "only GPT-2 models import"
             )
+    for name in _SIZES:
+        if not isinstance(value := config.get(name), int) or value < 1:
+            where, expected = f"{folder / 'config.json'}: {name}", "a whole number > 0"
+            raise CheckpointError(where, repr(value), expected, "give the config.json of a GPT-2 model")
     inner = config.get("n_inner")
     if inner not in (None, 4 * config["n_embd"]):
         raise CheckpointError(f"{folder / 'config.json'}: n_inner", str(inner), "4 n_embd", "it cannot import")
@@ -280,9 +290,12 @@ def _check_weights(folder: Path, shape: ModelShape, weights: Mapping[str, Tensor
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(str(path), type(error).__name__, "a JSON file", "check the path") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(str(path), type(values).__name__, "a JSON object", "check the path")
+    return values
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ A model registry stores this folder; MLflow loads it through ``_load_pyfunc``: c
 
 import json
 import shutil
+import threading
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
@@ -18,14 +19,13 @@ from safetensors import safe_open
 
 from gpt_core.errors import CheckpointError, UserError
 from gpt_core.exchange.huggingface import export_model, import_model
-from gpt_core.generation.request import GenerationRequest, Sampling
+from gpt_core.generation.request import GenerationRequest, Sampling, sampling_with
 from gpt_core.storage import Location, Storage
-from gpt_core.tokens.vocabulary import VOCABULARY
+from gpt_core.tokens.vocabulary import PUBLISHED, VOCABULARY
 from gpt_core.training import checkpoint
 from gpt_core.training.checkpoint import Checkpoint, Description
 
 FACTS = "herd.json"
-_PUBLISHED = ("gpt2", "bytes", "music")
 _SLOTS = 8
 
 
@@ -38,7 +38,7 @@ def package(source: Checkpoint, folder: Path) -> Path:
     """
     export_model(source, folder)
     tokenizer = dict(source.tokenizer)
-    if tokenizer["name"] not in _PUBLISHED:
+    if tokenizer["name"] not in PUBLISHED:
         with Storage.of(tokenizer["name"]).on_disk(tokenizer["name"]) as vocabulary:
             shutil.copyfile(vocabulary, folder / VOCABULARY)
         tokenizer["name"] = VOCABULARY
@@ -96,6 +96,7 @@ class PromptModel:
         self._engine = Engine(weights, shape, tokenizer, EngineOptions(slots=_SLOTS))
         self._encode = tokenizer.encode_prompt
         self._calls = count()
+        self._one_at_a_time = threading.Lock()  # MLflow's server calls from several threads
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
         """Return a completion for each prompt.
@@ -104,13 +105,14 @@ class PromptModel:
             model_input: A list of strings, or a data frame whose one column they are.
             params: Fields of ``Sampling``; a completion depends on them and on its prompt's place in the list.
         """
-        sampling = Sampling(**(params or {}))
+        sampling = sampling_with(Sampling(), params or {})
         call = next(self._calls)  # ids are unique in an engine; the draws are keyed by the place alone
         requests = [
             GenerationRequest(f"{call}-{place}", tuple(self._encode(prompt).tolist()), sampling, key=str(place))
             for place, prompt in enumerate(_prompts_of(model_input))
         ]
-        done = self._engine.run(requests)
+        with self._one_at_a_time:
+            done = self._engine.run(requests)
         if refused := [completion.error for completion in done if completion.error]:
             raise UserError("prompt", refused[0], "one the model can complete", f"mend {len(refused)} of {len(done)}")
         return [completion.text for completion in done]
@@ -145,7 +147,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
 def _tokenizer_place(folder: Path, facts: dict[str, Any]) -> str:
     """Return the tokenizer's name, or its file in the folder: what the file says leads nowhere else."""
     name = facts["tokenizer"]["name"]
-    if name in _PUBLISHED:
+    if name in PUBLISHED:
         return name
     if name != VOCABULARY:
         raise CheckpointError(str(folder / FACTS), f"tokenizer {name!r}", f"{VOCABULARY}", "register it again")

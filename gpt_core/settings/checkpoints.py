@@ -1,6 +1,7 @@
 """Settings of the jobs that bring models in and out."""
 
 from gpt_core.settings.base import LocalPlace, Place, Settings
+from gpt_core.settings.tokenize import TokenizerName
 
 
 class ExportSettings(Settings):
@@ -19,5 +20,5 @@ class ImportSettings(Settings):
     """Folder in the Hugging Face layout: config.json and safetensors or .bin weights."""
     output: Place
     """New run folder or URL, whose one checkpoint evaluate, generate and serve take."""
-    tokenizer: str = "gpt2"
+    tokenizer: TokenizerName = "gpt2"
     """The model's tokenizer: "gpt2", "bytes", "music", or the path of a tiktoken ranks file."""

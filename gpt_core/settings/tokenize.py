@@ -41,10 +41,13 @@ def _absolute_if_file(name: str) -> str:
     return absolute(name) if os.path.isfile(os.path.expanduser(name)) else name  # noqa: PTH111, PTH113
 
 
+TokenizerName = Annotated[str, AfterValidator(_absolute_if_file)]
+
+
 class TokenizerSettings(Settings):
     """The vocabulary, and the program that applies it."""
 
-    name: Annotated[str, AfterValidator(_absolute_if_file)] = "gpt2"
+    name: TokenizerName = "gpt2"
     """"gpt2", "bytes" (256 bytes and end-of-text), "music" (performance events), or a tiktoken ranks file's path."""
     backend: Literal["auto", "tiktoken", "gigatoken"] = "auto"
     """auto takes gigatoken where it is installed, checks it against tiktoken on every shard, and falls back."""

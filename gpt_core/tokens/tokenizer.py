@@ -22,15 +22,13 @@ from tiktoken_ext import openai_public
 from gpt_core.errors import ResourceError, SettingsError
 from gpt_core.storage import Storage, is_url
 from gpt_core.tokens.music_tokenizer import MusicTokenizer
-from gpt_core.tokens.vocabulary import END_OF_TEXT, VOCABULARY, digest_ranks, gpt2_ranks, read_vocabulary
+from gpt_core.tokens.vocabulary import END_OF_TEXT, PUBLISHED, VOCABULARY, digest_ranks, gpt2_ranks, read_vocabulary
 
 Backend = Literal["auto", "tiktoken", "gigatoken"]
 Ids = NDArray[np.unsignedinteger]
 IdType = type[np.uint16] | type[np.uint32]
 GPT2_PATTERN = openai_public.r50k_pat_str
 _BYTE_RANKS = {bytes([byte]): byte for byte in range(256)}
-PUBLISHED = ("gpt2", "bytes", "music")
-"""Names of tokenizers that every installation has; any other name is that of a ranks file."""
 
 
 # What the splitting pattern's \\s matches (Unicode White_Space; Python's own \\s differs by U+001C..U+001F).
@@ -132,7 +130,8 @@ class TiktokenTokenizer:
         self.dtype: IdType = id_type(self.vocabulary_size)
         ids = {special: len(ranks) + number for number, special in enumerate((END_OF_TEXT, *specials))}
         self._encoding = tiktoken.Encoding(name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=ids)
-        self._of_prompts = re.compile("(" + "|".join(map(re.escape, specials)) + ")") if specials else None
+        longest_first = sorted(specials, key=len, reverse=True)  # a pattern takes the first alternative that fits
+        self._of_prompts = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if specials else None
 
     def __reduce__(self) -> tuple[Callable[[str, Backend], Tokenizer], tuple[str, str]]:
         """Pickle as its name: the receiver reads its own vocabulary files."""

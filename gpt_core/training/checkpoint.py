@@ -28,7 +28,7 @@ from torch import Tensor
 from gpt_core.errors import CheckpointError
 from gpt_core.model.presets import ModelShape
 from gpt_core.storage import Location, Storage, Url, location
-from gpt_core.tokens.vocabulary import VOCABULARY
+from gpt_core.tokens.vocabulary import PUBLISHED, VOCABULARY
 from gpt_core.training import checkpoint_folder as folders
 from gpt_core.training.checkpoint_folder import DESCRIPTION, put_file
 
@@ -153,7 +153,7 @@ def load_newest(run_folder: Location | str, before: int | None = None) -> Checkp
             one before would throw its steps away.
     """
     for path in reversed(list_paths(run_folder)):
-        if before is not None and path.name >= path_of(run_folder, before).name:
+        if before is not None and folders.step_of(path) >= before:
             continue
         try:
             checkpoint = _load_whole(path)
@@ -181,7 +181,7 @@ def set_aside_after(run_folder: Location | str, step: int) -> list[Location]:
 
     Left where they are they would count among the newest, and pruning would delete whole ones instead.
     """
-    doomed = [path for path in list_paths(run_folder) if path.name > path_of(run_folder, step).name]
+    doomed = [path for path in list_paths(run_folder) if folders.step_of(path) > step]
     return [folders.set_folder_aside(path) for path in doomed]
 
 
@@ -244,7 +244,8 @@ def _put_files(folder: Location, description: Description, files: Mapping[str, M
     digests: dict[str, dict[str, Any]] = {}
     for name, tensors in files.items():
         digests[name] = put_file(folder / name, lambda file, tensors=tensors: write_tensors(file, tensors))
-    if "/" in (vocabulary := description.tokenizer.get("name", "")):  # a file, not a published name
+    vocabulary = description.tokenizer.get("name", "")
+    if vocabulary and vocabulary not in PUBLISHED:
         with Storage.of(vocabulary).open_read(vocabulary) as source:
             data = source.read()
         put_file(folder / VOCABULARY, lambda file: file.write(data))

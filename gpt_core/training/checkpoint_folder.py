@@ -6,6 +6,7 @@ Called by ``gpt_core.training.checkpoint``, which knows what is in the files.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from gpt_core.storage import Location, Storage, Url, sync_folder
 
 DESCRIPTION = "checkpoint.json"
 PREFIX = "step-"
+_NAME = re.compile(rf"{PREFIX}(\d{{8,}})")  # any other is not ours
 _ASIDE = "aside-"
 _DAMAGED = "damaged-"
 T = TypeVar("T")
@@ -28,8 +30,15 @@ def list_folders(parent: Location) -> list[Location]:
         CheckpointError: The store does not answer.
     """
     if isinstance(parent, Path):
-        return [*sorted(parent.glob(f"{PREFIX}*"))]
-    return [parent / name for name, files in sorted(_files_in(parent).items()) if DESCRIPTION in files]
+        found = [path for path in parent.glob(f"{PREFIX}*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    else:
+        found = [parent / name for name, files in _files_in(parent).items() if DESCRIPTION in files]
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Location) -> int:
+    """Return the step that the name of a checkpoint's folder tells."""
+    return int(folder.name.removeprefix(PREFIX))
 
 
 def write_folder(target: Location, put_files: Callable[[Location], Any]) -> None:
@@ -89,7 +98,7 @@ def delete_leftovers(parent: Location) -> None:
 
 def _leftovers(parent: Location) -> Iterator[Location]:
     if isinstance(parent, Path):
-        yield from parent.glob(f"{_ASIDE}*")
+        yield from (path for path in parent.glob(f"{_ASIDE}*") if _NAME.fullmatch(path.name.removeprefix(_ASIDE)))
     else:
         yield from (parent / name for name, files in _files_in(parent).items() if DESCRIPTION not in files)
 
@@ -101,7 +110,7 @@ def _files_in(parent: Url) -> dict[str, set[str]]:
     try:
         for path, _ in storage.list_files(str(parent)) if storage.exists(str(parent)) else ():
             folder, _, file = path.partition("/")
-            if folder.startswith(PREFIX):
+            if _NAME.fullmatch(folder):
                 found.setdefault(folder, set()).add(file)
     except OSError as error:
         raise CheckpointError(str(parent), str(error), "a store that answers", "mend that and run it again") from error

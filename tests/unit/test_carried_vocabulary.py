@@ -10,6 +10,8 @@ from gpt_core.corpus import manifest
 from gpt_core.corpus.manifest import ManifestContents, TokenizerEntry
 from gpt_core.corpus.verify import verify
 from gpt_core.errors import CheckpointError
+from gpt_core.exchange.huggingface import export_model, import_run
+from gpt_core.model.gpt import GPT
 from gpt_core.model.presets import ModelShape
 from gpt_core.tokens.tokenizer import load_tokenizer
 from gpt_core.tokens.train_tokenizer import write_ranks
@@ -64,3 +66,18 @@ def test_a_checkpoint_outlives_the_corpus_its_vocabulary_came_from(corpus: Path,
     with pytest.raises(CheckpointError, match=VOCABULARY):
         checkpoint.load(loaded.path)
     assert written.name == "step-00000001"
+
+
+def test_an_imported_model_outlives_the_vocabulary_it_was_given_by_a_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {name: weight.detach() for name, weight in GPT(SHAPE).initialise(0).named_parameters()}
+    model = export_model(checkpoint.Checkpoint(tmp_path, checkpoint.Description(1, 1, SHAPE), weights), tmp_path / "hf")
+    monkeypatch.chdir(tmp_path)
+    write_ranks("own.tiktoken", RANKS)
+    digest = load_tokenizer("own.tiktoken").digest
+    written = import_run(model, tmp_path / "run", "own.tiktoken")
+    Path("own.tiktoken").unlink()
+    found = checkpoint.load(written).tokenizer["name"]
+    assert found == str(written / VOCABULARY)
+    assert load_tokenizer(found).digest == digest

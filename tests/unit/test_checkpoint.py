@@ -227,3 +227,29 @@ def test_checkpoints_a_resume_has_passed_over_no_longer_count_as_newest(tmp_path
     checkpoint.set_aside_after(tmp_path, 2)
     checkpoint.prune(tmp_path, keep=1, best_by=None)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["damaged-step-00000003", "step-00000002"]
+
+
+def test_what_a_user_keeps_beside_the_checkpoints_is_left_alone(tmp_path):
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    kept = tmp_path / "checkpoints"
+    mine = [kept / name for name in ("step-00000001-keep-this", "aside-mine", "step-9", "step-99999999.bak")]
+    for folder in mine:
+        folder.mkdir()
+    (kept / "step-notes.txt").write_text("mine")
+    (kept / "step-88888888").write_text("a file")
+    checkpoint.set_aside_after(tmp_path, 3)
+    checkpoint.prune(tmp_path, keep=1, best_by=None)
+    assert checkpoint.load(tmp_path).step == 3
+    names = {path.name for path in [*mine, kept / "step-notes.txt", kept / "step-88888888", kept / "step-00000003"]}
+    assert {path.name for path in kept.iterdir()} == names
+
+
+def test_steps_of_nine_digits_are_newer_than_those_of_eight(tmp_path):
+    for step in (99_999_999, 100_000_000):
+        write(tmp_path, step)
+    assert checkpoint.load(tmp_path).step == 100_000_000
+    older = checkpoint.load_newest(tmp_path, before=100_000_000)
+    assert older is not None
+    assert older.step == 99_999_999
+    assert [path.name for path in checkpoint.set_aside_after(tmp_path, 99_999_999)] == ["damaged-step-100000000"]

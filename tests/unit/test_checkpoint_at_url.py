@@ -172,3 +172,13 @@ def test_a_store_that_asks_to_slow_down_gets_and_gives_whole_checkpoints(
     assert newest.step == 2
     assert torch.equal(newest.weights["wte.weight"], WEIGHTS["wte.weight"])
     assert len(asked) > 20
+
+
+def test_what_a_user_keeps_beside_the_checkpoints_of_a_store_is_left_alone(run: str) -> None:
+    newest = write(run, 2)
+    mine = [f"{run}/checkpoints/{name}" for name in ("step-00000001-mine/checkpoint.json", "step-notes/a.txt")]
+    for url in mine:
+        change(url, b"mine")
+    checkpoint.prune(run, keep=1, best_by=None)
+    assert [str(path) for path in checkpoint.list_paths(run)] == [newest]
+    assert [read(url) for url in mine] == [b"mine"] * 2

@@ -12,7 +12,7 @@ from gpt_core.exchange.huggingface import export_model, import_model, merges_of,
 from gpt_core.model.gpt import GPT
 from gpt_core.model.presets import PRESETS, ModelShape
 from gpt_core.tokens.tokenizer import load_tokenizer
-from gpt_core.tokens.vocabulary import GPT2_FILES_SHA256, gpt2_ranks
+from gpt_core.tokens.vocabulary import GPT2_FILES_SHA256, format_ranks, gpt2_ranks
 from gpt_core.training.checkpoint import Checkpoint, Description
 
 transformers = pytest.importorskip("transformers", reason="pip install transformers (a dev dependency)")
@@ -144,6 +144,25 @@ def test_an_export_into_a_full_folder_is_refused(tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
+def test_an_export_leaves_nothing_but_itself_and_touches_nothing_beside_it(tmp_path):
+    (tmp_path / "hf.aside").mkdir()
+    (tmp_path / "hf.aside" / "mine.txt").write_text("keep")
+    with pytest.raises(CheckpointError, match="no BPE"):  # after the weights were written
+        export_model(make_checkpoint(SHAPE, {"name": write_no_bpe(tmp_path)}), tmp_path / "hf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf.aside", "no.bpe"]
+    folder = export_model(make_checkpoint(SHAPE, BYTES), tmp_path / "hf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "hf.aside", "no.bpe"]
+    assert (tmp_path / "hf.aside" / "mine.txt").read_text() == "keep"
+    assert folder.stat().st_mode == (tmp_path / "hf.aside").stat().st_mode
+
+
+def write_no_bpe(folder):
+    """A vocabulary with a token of three bytes, none of two."""
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"abc": 256}
+    (folder / "no.bpe").write_bytes(format_ranks(ranks))
+    return str(folder / "no.bpe")
+
+
 def test_a_banded_model_is_not_exported_as_a_dense_one(tmp_path):
     banded = ModelShape(2, 2, 8, 16, 257, attention_band=4)
     with pytest.raises(CheckpointError, match="attention band of 4"):
@@ -159,6 +178,24 @@ def test_another_architecture_is_refused_by_the_field_that_differs(tmp_path, fie
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=f"{field}: found '?{value}"):
         import_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("n_layer", None), ("n_head", "2"), ("n_embd", None), ("n_positions", 2.5), ("vocab_size", None), ("n_layer", 0)],
+)
+def test_a_config_without_a_size_is_refused_by_the_field(tmp_path, field, value):
+    folder = export_model(make_checkpoint(SHAPE, BYTES), tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text()) | {field: value}
+    (folder / "config.json").write_text(json.dumps({name: config[name] for name in config if config[name] is not None}))
+    with pytest.raises(CheckpointError, match=f"config.json: {field}: found {value!r}; expected a whole number"):
+        import_model(folder)
+
+
+def test_a_config_that_is_no_object_is_refused_by_its_file(tmp_path):
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(CheckpointError, match=r"config\.json: found list; expected a JSON object"):
+        import_model(tmp_path)
 
 
 def test_weights_that_do_not_fit_the_config_are_refused_by_name(tmp_path):

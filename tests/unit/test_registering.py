@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import Mock
 
 import pytest
@@ -259,6 +260,16 @@ def test_a_tokenizer_outside_of_the_model_is_refused(outputs, tmp_path):
     (folder / "herd.json").write_text(json.dumps(facts))
     with pytest.raises(CheckpointError, match="passwd"):
         unpack(folder, tmp_path / "run")
+
+
+def test_threads_that_share_a_loaded_model_get_the_texts_of_one_alone(outputs, tmp_path):
+    from gpt_core.exchange.registered_model import PromptModel, package
+
+    model = PromptModel(package(checkpoint.load(outputs / "run0"), tmp_path / "model"))
+    params = {"max_tokens": 6, "seed": 5, "stop": ["zzz"]}
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: model.predict(PROMPTS, params), range(40)))
+    assert found == [expected_texts(max_tokens=6, seed=5)] * 40
 
 
 def test_a_name_that_mlflow_would_refuse_is_refused_before_training():

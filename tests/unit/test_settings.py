@@ -50,6 +50,14 @@ def test_what_must_lie_on_a_disk_is_no_url(model, argv, name):
     assert "expected a place on a disk" in line
 
 
+def test_a_vocabulary_is_named_by_its_absolute_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.tiktoken").touch()
+    argv = ["--model", "hf", "--output", "o", "--tokenizer"]
+    assert load(ImportSettings, [*argv, "~/own.tiktoken"], "herd import").tokenizer == f"{tmp_path}/own.tiktoken"
+    assert load(ImportSettings, [*argv, "gpt2"], "herd import").tokenizer == "gpt2"
+
+
 def test_numbers_that_make_no_model_are_told_all_at_once_with_file_and_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("pretrain.yaml").write_text(

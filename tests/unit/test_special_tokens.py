@@ -34,6 +34,14 @@ def test_they_are_tokens_in_prompts_and_text_in_documents(tokenizer):
     assert tokenizer.encode_prompt("").tolist() == []
 
 
+@pytest.mark.parametrize("specials", [("=>", "=>>"), ("=>>", "=>")])
+def test_of_special_tokens_that_begin_alike_the_longest_is_taken(tmp_path, specials):
+    write_ranks(tmp_path / "v.tiktoken", RANKS, specials)
+    tokenizer = load_tokenizer(str(tmp_path / "v.tiktoken"))
+    short, long = (258 + specials.index(special) for special in ("=>", "=>>"))
+    assert tokenizer.encode_prompt("a=>>b=>").tolist() == [ord("a"), long, ord("b"), short]
+
+
 def test_a_vocabulary_without_them_encodes_prompts_as_documents():
     for name in ("bytes", "gpt2"):
         plain = load_tokenizer(name)
@@ -61,6 +69,13 @@ def test_ids_with_a_gap_are_refused(tmp_path):
     path = tmp_path / "v.tiktoken"
     path.write_bytes(format_ranks(RANKS) + b"PHg+ 259 special\n")
     with pytest.raises(CorpusError, match=r"special tokens of ids \[259\]; expected ids 258"):
+        load_tokenizer(str(path))
+
+
+def test_one_that_is_no_text_is_refused_by_its_line(tmp_path):
+    path = tmp_path / "v.tiktoken"
+    path.write_bytes(format_ranks(RANKS) + b"/w== 258 special\n")  # the byte 0xff
+    with pytest.raises(CorpusError, match=r"v\.tiktoken:258: found b'/w== 258 special'"):
         load_tokenizer(str(path))
 
 

@@ -40,7 +40,7 @@ def test_a_ranks_file_reads_back_as_written(tmp_path: Path) -> None:
     path = tmp_path / "own.tiktoken"
     path.write_bytes(vocabulary.format_ranks(ranks))
 
-    assert vocabulary.read_ranks(path) == ranks
+    assert vocabulary.read_vocabulary(path) == (ranks, ())
     assert path.read_bytes().splitlines()[-2] == b"YWI= 256"
 
 
@@ -59,12 +59,12 @@ def test_a_malformed_ranks_file_names_the_place(tmp_path: Path, contents: bytes,
     path.write_bytes(contents)
 
     with pytest.raises(CorpusError, match=message):
-        vocabulary.read_ranks(path)
+        vocabulary.read_vocabulary(path)
 
 
 def test_a_missing_ranks_file_is_a_corpus_error(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="No such file"):
-        vocabulary.read_ranks(tmp_path / "none.tiktoken")
+        vocabulary.read_vocabulary(tmp_path / "none.tiktoken")
 
 
 def test_the_digest_covers_ranks_and_pattern() -> None:
