@@ -59,7 +59,7 @@ class BareModel:
 
     async def inspect(self, query: Query) -> dict[str, Any]:
         """Return what was asked for."""
-        answer = await asyncio.to_thread(self._inspector.inspect, query)
+        answer = await self._inspector.inspect(query)
         if isinstance(answer, UserError):
             raise answer
         return answer

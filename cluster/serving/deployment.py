@@ -81,7 +81,7 @@ class Generator:
 
     async def inspect(self, query: "Query") -> dict[str, Any] | UserError:
         """Return what the model computes for a prompt, or the mistake in the query."""
-        return await asyncio.to_thread(self._inspector.inspect, query)
+        return await self._inspector.inspect(query)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Return what the number of replicas follows; called by Ray Serve."""

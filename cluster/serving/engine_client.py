@@ -43,7 +43,12 @@ class EngineClient:
         """Return the finished samples of every request, in order."""
         starts = range(0, len(requests), _REQUESTS_PER_CALL)
         parts = [requests[start : start + _REQUESTS_PER_CALL] for start in starts]
-        answers = await asyncio.gather(*map(self._complete_part, parts))
+        calls = [asyncio.ensure_future(self._complete_part(part)) for part in parts]
+        try:
+            answers = await asyncio.gather(*calls)
+        finally:
+            for call in calls:  # those beside one that failed are waited for by nobody
+                call.cancel()
         return [samples for answer in answers for samples in answer]
 
     async def stream(self, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Batch, None]:
@@ -77,12 +82,7 @@ class EngineClient:
             raise _lost() from error
 
     async def _complete_once(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
-        response = self._handle.complete.remote(_with_new_ids(requests))
-        try:
-            return await response
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
+        return await answer_or_cancel(self._handle.complete.remote(_with_new_ids(requests)))
 
     async def _stream_once(self, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Batch, None]:
         sent = _with_new_ids(requests)
@@ -93,6 +93,15 @@ class EngineClient:
                 yield [(index_of[event.request_id], event) for event in events]
         finally:
             response.cancel()
+
+
+async def answer_or_cancel(response: Any) -> Any:
+    """Return the answer to a call of a replica; whoever stops waiting for it cancels it there."""
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
 
 
 class _Skip:

@@ -14,12 +14,11 @@ from cluster.serving.api_error import ApiError, invalid
 from cluster.serving.completions_schema import Body, ServedModel, check_model, checked, parse_prompt
 from cluster.serving.http_api import Admission, answering
 from cluster.serving.http_guard import read_json
+from cluster.serving.inspecting import MAX_INSPECTIONS
 from cluster.serving.page_files import HEADERS, FileOfPage, read_page
 from gpt_core.errors import UserError
 from gpt_core.inspection.inspection import Query
 
-MAX_INSPECTIONS = 4
-"""At a time: each computes for a while on the cores that draw other callers' tokens."""
 _RETRY_AFTER_SECONDS = 1
 
 

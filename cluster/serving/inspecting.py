@@ -4,11 +4,14 @@ A replica reads the checkpoint's fp32 weights a second time when somebody first 
 that only complete prompts never pay for them.
 """
 
+import asyncio
 import contextlib
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cluster.serving.engine_client import answer_or_cancel
 from gpt_core.errors import UserError
 from gpt_core.settings import InspectSettings
 from gpt_core.storage import Storage
@@ -17,11 +20,13 @@ from gpt_core.tokens.tokenizer import Tokenizer, load_tokenizer
 if TYPE_CHECKING:
     from gpt_core.inspection.inspection import Inspector, Query
 
+MAX_INSPECTIONS = 4
+"""At a time: each computes for a while on the cores that draw other callers' tokens."""
 _TRIES = 3
 
 
 class CheckpointInspector:
-    """An inspector of a checkpoint, loaded at the first call. Safe to call from several threads.
+    """An inspector of a checkpoint, loaded at the first call; looks into a few prompts at a time.
 
     Args:
         checkpoint: Path of one checkpoint folder.
@@ -35,9 +40,16 @@ class CheckpointInspector:
         self._device = device
         self._loading = threading.Lock()
         self._inspector: Inspector | None = None
+        self._threads = ThreadPoolExecutor(MAX_INSPECTIONS)
 
-    def inspect(self, query: "Query") -> dict[str, Any] | UserError:
-        """Return what was asked for, or, since errors cross processes badly, the mistake in the query."""
+    async def inspect(self, query: "Query") -> dict[str, Any] | UserError:
+        """Return what was asked for, or, since errors cross processes badly, the mistake in the query.
+
+        A query that is left before its turn is not computed.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._inspect, query)
+
+    def _inspect(self, query: "Query") -> dict[str, Any] | UserError:
         try:
             return self._loaded().inspect(query)
         except UserError as error:
@@ -75,7 +87,7 @@ class InspectClient:
         answer: Any = None
         for last in (*[False] * (_TRIES - 1), True):
             with contextlib.nullcontext() if last else contextlib.suppress(RayActorError):
-                answer = await self._handle.inspect.remote(query)
+                answer = await answer_or_cancel(self._handle.inspect.remote(query))
                 break
         if isinstance(answer, UserError):
             raise answer

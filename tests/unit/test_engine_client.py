@@ -68,3 +68,41 @@ def test_replicas_that_die_one_after_the_other_are_a_failed_run():
         asyncio.run(EngineClient(Handle(3)).complete([REQUEST]))
     with pytest.raises(RunFailedError, match="3 replicas that died"):
         asyncio.run(_streamed(EngineClient(Handle(3))))
+
+
+class HalfBroken(Handle):
+    """A deployment that fails at one of its calls, and computes the others without end."""
+
+    def __init__(self):
+        super().__init__(0)
+        self.cancelled = []
+
+    def _complete(self, requests):
+        return _Endless(self.cancelled, fails=any(request.prompt_ids == (0,) for request in requests))
+
+
+class _Endless:
+    def __init__(self, cancelled, fails):
+        self._cancelled, self._fails = cancelled, fails
+
+    def __await__(self):
+        return self._answer().__await__()
+
+    async def _answer(self):
+        await asyncio.sleep(0 if self._fails else 60)
+        raise RunFailedError("an engine", "a failure", "none", "restart it")
+
+    def cancel(self):
+        self._cancelled.append(self)
+
+
+def test_the_calls_beside_one_that_failed_are_cancelled():
+    handle = HalfBroken()
+
+    async def fail():
+        with pytest.raises(RunFailedError, match="found a failure"):
+            await EngineClient(handle).complete([GenerationRequest("bad", (0,)), *[REQUEST] * 40])
+        await asyncio.sleep(0)  # the cancelled calls have their turn
+        return len(handle.cancelled)
+
+    assert asyncio.run(asyncio.wait_for(fail(), 20)) == 2

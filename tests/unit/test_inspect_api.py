@@ -14,9 +14,10 @@ from starlette.testclient import TestClient
 from cluster.serving.completions_schema import ServedModel
 from cluster.serving.http_api import Admission, Api, Limits, build_app
 from cluster.serving.http_guard import Access, access_for
-from cluster.serving.inspect_api import MAX_INSPECTIONS, InspectApi
+from cluster.serving.inspect_api import InspectApi
+from cluster.serving.inspecting import MAX_INSPECTIONS, CheckpointInspector, InspectClient
 from cluster.serving.page_files import FOLDER, joined_script, page_in_one_file, read_page
-from gpt_core.inspection.inspection import Inspector
+from gpt_core.inspection.inspection import Inspector, Query
 from gpt_core.model.gpt import GPT
 from gpt_core.model.presets import ModelShape
 from gpt_core.tokens.tokenizer import load_tokenizer
@@ -146,6 +147,51 @@ def test_no_more_than_a_few_prompts_are_looked_into_at_a_time(direct):
     assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
     assert response.headers["retry-after"] == "1"
     assert inspect(client, prompt="a").status_code == 200
+
+
+class Gated:
+    """Counts the prompts it looks into until it is let go on."""
+
+    def __init__(self):
+        self.gate, self.looking = threading.Event(), threading.Semaphore(0)
+        self.num_begun = 0
+
+    def inspect(self, query):
+        self.num_begun += 1
+        self.looking.release()
+        self.gate.wait(20)
+        return {}
+
+
+class OneReplica:
+    """The handle of a deployment whose replica is here."""
+
+    def __init__(self, inspector):
+        self.inspect = self
+        self._inspector = inspector
+
+    def remote(self, query):
+        return asyncio.ensure_future(self._inspector.inspect(query))
+
+
+def test_prompts_whose_askers_have_left_take_no_more_threads_than_a_few(monkeypatch):
+    gated = Gated()
+    monkeypatch.setattr(CheckpointInspector, "_loaded", lambda _: gated)
+
+    async def ask_and_leave():
+        client = InspectClient(OneReplica(CheckpointInspector("none", BYTES)))
+        asking = [asyncio.ensure_future(client.inspect(Query((97,)))) for _ in range(3 * MAX_INSPECTIONS)]
+        for _ in range(MAX_INSPECTIONS):
+            assert await asyncio.to_thread(gated.looking.acquire, timeout=20)
+        for task in asking:
+            task.cancel()
+        await asyncio.wait(asking)
+        last = asyncio.ensure_future(client.inspect(Query((97,))))
+        gated.gate.set()
+        assert await last == {}
+
+    asyncio.run(ask_and_leave())
+    assert gated.num_begun == MAX_INSPECTIONS + 1
 
 
 def test_a_failure_tells_nothing_of_the_prompt_and_frees_its_place(direct):
