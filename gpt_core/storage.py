@@ -112,7 +112,7 @@ class Storage:
     """A folder, local or remote; paths handed to the methods are whole, as ``join`` makes them."""
 
     def __init__(self, root: str) -> None:
-        self.root = root.rstrip("/") or "/"
+        self.root = re.sub("(?<![:/])/+$", "", root) or "/"  # but not those of "memory://"
 
     @classmethod
     def of(cls, place: str | Location) -> Self:
@@ -121,7 +121,7 @@ class Storage:
 
     def join(self, *parts: str) -> str:
         """Return the path or URL of something below the root."""
-        return "/".join([self.root.rstrip("/"), *parts])
+        return self.root + "/" * (not self.root.endswith("/")) + "/".join(parts)
 
     def exists(self, path: str) -> bool:
         """Return whether there is a file or folder of this name."""
@@ -172,9 +172,7 @@ class Storage:
         filesystem, inner = open_filesystem(folder)
         for found in filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=max_parts != 1)):
             if found.type == pyarrow.fs.FileType.File:
-                # fsspec's memory file system puts a "/" before every path, others do not
-                name = found.path.lstrip("/")[len(inner.lstrip("/")) :].lstrip("/")
-                yield name, found.size, found.mtime_ns or 0
+                yield found.path[len(inner) :].lstrip("/"), found.size, found.mtime_ns or 0
 
     def open_read(self, path: str) -> BinaryIO:
         """Open a file for reading at any position; read(n) may be called in any size."""
@@ -250,29 +248,29 @@ def open_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
         CorpusError: No installed client speaks the URL's scheme.
     """
     scheme, _, inner = url.partition("://")
-    names = _ENDPOINTS.get(scheme, ())
-    endpoint = next((os.environ[name] for name in names if os.environ.get(name)), None)
-    return _filesystem(scheme, endpoint), inner.rstrip("/")
+    try:
+        if scheme in _ENDPOINTS:
+            endpoint = next(filter(None, map(os.environ.get, _ENDPOINTS[scheme])), None)
+            return _filesystem(scheme, endpoint), inner.rstrip("/")
+        import fsspec.core
+
+        filesystem, inner = fsspec.core.url_to_fs(url)
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), inner.rstrip("/")
+    except (ImportError, ValueError, TypeError, pa.ArrowException) as error:
+        raise CorpusError(
+            f"{scheme}://", str(error), "a scheme that pyarrow or fsspec can open", "install its fsspec package"
+        ) from error
 
 
 @functools.lru_cache(maxsize=8)
 def _filesystem(scheme: str, endpoint: str | None) -> pyarrow.fs.FileSystem:
-    try:
-        if scheme == "s3":
-            patient = pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS)
-            return pyarrow.fs.S3FileSystem(endpoint_override=endpoint, retry_strategy=patient)
-        if scheme in {"gs", "gcs"} and endpoint:
-            kind, _, host = endpoint.rpartition("://")
-            return pyarrow.fs.GcsFileSystem(anonymous=True, endpoint_override=host, scheme=kind or "http")
-        if scheme in {"gs", "gcs"}:
-            return pyarrow.fs.GcsFileSystem()
-        import fsspec
-
-        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fsspec.filesystem(scheme)))
-    except (ImportError, ValueError, pa.ArrowException) as error:
-        raise CorpusError(
-            f"{scheme}://", str(error), "a scheme that pyarrow or fsspec can open", "install its fsspec package"
-        ) from error
+    if scheme == "s3":
+        patient = pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS)
+        return pyarrow.fs.S3FileSystem(endpoint_override=endpoint, retry_strategy=patient)
+    if endpoint:
+        kind, _, host = endpoint.rpartition("://")
+        return pyarrow.fs.GcsFileSystem(anonymous=True, endpoint_override=host, scheme=kind or "http")
+    return pyarrow.fs.GcsFileSystem()
 
 
 def _walk(

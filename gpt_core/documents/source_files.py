@@ -191,8 +191,8 @@ class _Search:
         """Return the root of one path, its files (name, bytes, time of change), and whether it is a folder."""
         storage = Storage.of(path)
         if storage.is_file(path):
-            root, _, name = path.rpartition("/")
-            return root or "/", [(name, storage.num_bytes(path), storage.changed_ns(path))], False
+            root, name = _split(path)
+            return root, [(name, storage.num_bytes(path), storage.changed_ns(path))], False
         if storage.exists(path):
             return path, storage.list_stats(path), True
         if re.search(r"[*?\[]", path):
@@ -235,13 +235,20 @@ def _expanded(path: str) -> str:
     return os.path.abspath(Path(path).expanduser())  # noqa: PTH100 - resolve() would follow links into other names
 
 
+def _split(path: str) -> tuple[str, str]:
+    """Return the folder and the name of a path or URL; the folder of "memory://name" is "memory://"."""
+    scheme, sign, inner = path.rpartition("://")
+    folder, slash, name = inner.rpartition("/")
+    return scheme + sign + (folder or slash), name
+
+
 def _matching(path: str) -> tuple[str, Iterator[tuple[str, int, int]]]:
     """Return the last folder before a glob's first wildcard, and the files below it that match.
 
     Folders are listed as deep as the glob goes.
     """
     fixed = re.split(r"[*?\[]", path, maxsplit=1)[0]
-    root = fixed.rpartition("/")[0] or "/"
+    root, _ = _split(fixed)
     glob = path[len(root) :].lstrip("/")
     pattern, storage = _glob_pattern(glob), Storage.of(root)
     max_parts = None if "**" in glob else glob.count("/") + 1

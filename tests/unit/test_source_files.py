@@ -1,6 +1,7 @@
 """Promises of gpt_core.documents.source_files: which files are found, and what they are called."""
 
 import os
+import secrets
 import sysconfig
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from gpt_core.documents.source_files import SourceSpec, find_files, list_files
 from gpt_core.errors import CorpusError
+from gpt_core.storage import Storage
 
 NAMES = [
     "a.txt",
@@ -155,6 +157,15 @@ def test_brackets_without_a_meaning_are_a_clear_error(folder: Path, glob: str) -
     for paths, exclude in [((folder / glob,), ()), ((folder,), (glob,))]:
         with pytest.raises(CorpusError, match=r"glob '.*': found .*; expected brackets such as \[a-z\] or \[!0-9\]"):
             names(*paths, exclude=exclude)
+
+
+def test_a_url_without_a_folder_has_its_scheme_as_the_root() -> None:
+    url, other = f"memory://{secrets.token_hex(4)}.txt", f"memory:///{secrets.token_hex(4)}.txt"
+    for place in (url, other):
+        Storage.of(place).write_atomically(place, lambda file: file.write(b"x"))
+        for path in (place, place.replace(".txt", ".*")):
+            (file,) = list_files(SourceSpec("s", (path,)))
+            assert (file.path, file.name) == (place, place.rpartition("/")[2])
 
 
 def test_excluding_everything_is_a_clear_error(folder: Path) -> None:

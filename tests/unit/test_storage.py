@@ -2,11 +2,15 @@
 
 import errno
 import secrets
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
+from gpt_core.documents.source_files import SourceSpec, list_files
 from gpt_core.errors import CorpusError, ResourceError
 from gpt_core.storage import Storage, Url, full_disk_named, is_url, local_folder, location
 
@@ -80,9 +84,25 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_an_unknown_scheme_is_a_clear_error() -> None:
-    with pytest.raises(CorpusError, match=r"nosuch://: found .*; expected a scheme that pyarrow or fsspec can open"):
-        Storage.of("nosuch://bucket").exists("nosuch://bucket/x")
+@pytest.mark.parametrize("url", ["nosuch://bucket/x", "github://x"])
+def test_a_scheme_that_nothing_opens_is_a_clear_error(url: str) -> None:
+    with pytest.raises(CorpusError, match=r"://: found .*; expected a scheme that pyarrow or fsspec can open"):
+        Storage.of(url).exists(url)
+
+
+def test_a_file_of_a_web_server_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aiohttp", reason="fsspec's package for http")
+    (tmp_path / "some.txt").write_bytes(b"0123456789")
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/some.txt"
+        (file,) = list_files(SourceSpec("s", (url,)))
+        assert (file.path, file.num_bytes) == (url, 10)
+        with Storage.of(url).open_read(url) as opened:
+            assert opened.read() == b"0123456789"
+        server.shutdown()
 
 
 def test_a_full_disk_is_named_where_the_folder_is_not_made_yet(tmp_path: Path) -> None:
