@@ -16,7 +16,7 @@ from cluster.progress import say
 from cluster.recording.node_metrics import sampled_nodes
 from cluster.recording.record_book import Run, unfinished_runs
 from cluster.session import Cluster, connect, require_own_cpus
-from cluster.tracking import TrackingOptions, open_run, send_rest
+from cluster.tracking import TrackingOptions, open_run, send_rest, sole_job
 from gpt_core import sealed_json
 from gpt_core.errors import ResourceError, StaleOutputError
 from gpt_core.ledger import first_difference
@@ -71,15 +71,22 @@ class Stages:
     def run(self, name: str, stage: Stage[S_contra, I, R_co], settings: S_contra) -> R_co:
         """Return what the stage made, now or before; its records go to a child of the job's run."""
         self.seconds[name] = None
-        inputs, done = self._done.get(name) or _looked_up(name, stage, settings)
-        if done is not None:
-            if name in unfinished_runs(self._run.folder):
+        found = self._done.get(name)
+        with contextlib.nullcontext() if found else self._alone_in(settings):
+            inputs, done = found or _looked_up(name, stage, settings)
+            if done is None:
                 with self._run.child(name) as child:
-                    stage.record(child, settings, inputs, done)
-            return done
-        with self._run.child(name) as child:
-            child.log_settings(_plain(settings))
-            return self.perform(name, stage, settings, inputs, child)
+                    child.log_settings(_plain(settings))
+                    return self.perform(name, stage, settings, inputs, child)
+        if name in unfinished_runs(self._run.folder):
+            with self._run.child(name) as child:
+                stage.record(child, settings, inputs, done)
+        return done
+
+    def _alone_in(self, settings: Any) -> contextlib.AbstractContextManager[None]:
+        """Keep a job that is this stage alone out of the stage's folder, before it is looked up what is done there."""
+        folder = local_folder(settings.output).absolute()
+        return contextlib.nullcontext() if folder == self._run.folder.parent else sole_job(folder)
 
     def perform(self, name: str, stage: Stage[S_contra, I, R_co], settings: S_contra, inputs: I, run: Run) -> R_co:
         """Do a stage's work on the cluster and return what it made."""

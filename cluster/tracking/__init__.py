@@ -11,7 +11,7 @@ The output folder is the job's identity: a rerun that resumes the folder takes u
 
 from cluster.tracking.address import TrackingOptions, page_command, tracking_uri
 from cluster.tracking.prompt_model import download_registered_model, write_prompt_model
-from cluster.tracking.runs import open_run, replay, send_rest
+from cluster.tracking.runs import open_run, replay, send_rest, sole_job
 
 __all__ = [
     "TrackingOptions",
@@ -20,6 +20,7 @@ __all__ = [
     "page_command",
     "replay",
     "send_rest",
+    "sole_job",
     "tracking_uri",
     "write_prompt_model",
 ]

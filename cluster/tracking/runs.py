@@ -1,10 +1,8 @@
 """The run of a job, opened for the length of the job, or sent after it."""
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from cluster.progress import say
 from cluster.recording.acknowledged import Acknowledged
@@ -14,6 +12,7 @@ from cluster.recording.replay import JOURNAL_NAME, STATE_NAME, Replayer
 from cluster.tracking.address import TrackingOptions
 from cluster.tracking.store import MlflowStore
 from gpt_core.errors import ResourceError
+from gpt_core.sole_writer import sole_writer
 
 
 @contextlib.contextmanager
@@ -46,7 +45,7 @@ def open_run(
     with room_needed(folder):
         folder.mkdir(parents=True, exist_ok=True)
     store = MlflowStore(options, output.absolute().parent) if options.enabled else None
-    with _locked(folder):
+    with sole_job(output):
         if store is not None:
             store.prepare()
         book = RecordBook(folder, store, options.system_seconds, key)
@@ -68,7 +67,7 @@ def replay(options: TrackingOptions, output: Path, seconds: float = 600.0) -> bo
     if not (folder / JOURNAL_NAME).exists():
         raise ResourceError(str(output), "no tracking journal", "the output folder of a job", "check the path")
     store = MlflowStore(options, output.absolute().parent)
-    with _locked(folder):
+    with sole_job(output):
         store.prepare()
         replayer = Replayer(folder, store)
         replayer.start()
@@ -97,23 +96,10 @@ def send_rest(options: TrackingOptions, output: Path) -> None:
         say(f"tracking: {store.name} {said} {folder}")
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; the kernel frees it even after SIGKILL."""
-    with room_needed(folder):
-        file = (folder / "lock").open("a")
-    with file as lock:
-        _take_lock(lock, folder)
-        yield
+def sole_job(output: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold a local output folder for this job while the body runs, by the lock OUTPUT/tracking/lock.
 
-
-def _take_lock(lock: IO[str], folder: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ResourceError(
-            str(folder.parent), "another job that is writing there", "one job an output folder",
-            "wait for it to end, or choose another output",
-        ) from error  # fmt: skip
-    except OSError:
-        say(f"tracking: {folder} cannot be locked; make sure that no other job writes there")
+    Raises:
+        ResourceError: Another job holds it, or nothing can be written there.
+    """
+    return sole_writer(output.absolute() / "tracking", "lock", patience_seconds=0.0)

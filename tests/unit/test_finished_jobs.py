@@ -16,7 +16,8 @@ from cluster import stages
 from cluster.recording.journal import read_all
 from cluster.recording.replay import JOURNAL_NAME
 from cluster.tracking import TrackingOptions, open_run, runs
-from gpt_core.settings import TokenizeJob, TrackingSettings
+from gpt_core.errors import ResourceError
+from gpt_core.settings import ClusterSettings, TokenizeJob, TrackingSettings
 from gpt_core.storage import Storage
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +77,30 @@ def test_an_output_at_a_url_that_was_deleted_begins_a_new_run(tmp_path: Path) ->
     Storage.of(url).remove_folder(url)
     shutil.rmtree(tmp_path / "one")
     assert key_of_a_run(tmp_path / "one", url) != first
+
+
+@pytest.mark.parametrize("stage_output", ["pipeline/corpus", "pipeline", "memory://excluding/corpus"])
+def test_a_stage_of_a_pipeline_and_the_same_job_alone_keep_each_other_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage_output: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stages, "connect", lambda _: contextlib.nullcontext(SimpleNamespace(address=None)))
+    tracking = TrackingSettings(enabled=False)
+    job: Any = TokenizeJob(input=("text",), output=stage_output, tracking=tracking)
+    whole: Any = SimpleNamespace(model_dump=lambda mode: {}, tracking=tracking, cluster=ClusterSettings())
+    refused = pytest.raises(ResourceError, match="at work in it; expected one job at a time in an output folder")
+
+    def perform(*_: object) -> str:
+        with refused:
+            stages.run_alone("tokenize", stage, job)
+        return "made"
+
+    stage: Any = SimpleNamespace(resolve=lambda _: None, finished=lambda *_: None, perform=perform)
+    with stages.stages_of(whole, "pipeline", "pipeline") as (running, _):
+        assert running.run("tokenize", stage, job) == "made"
+        if stage_output != "pipeline":
+            with stages.stages_of(job, "tokenize", job.output), refused:
+                running.run("tokenize", stage, job)
 
 
 JOB = """

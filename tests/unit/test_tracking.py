@@ -222,7 +222,7 @@ def test_replay_of_a_folder_without_journal_says_so(tmp_path):
 def test_two_jobs_in_one_output_folder_are_refused(output):
     with (
         open_run(QUIET, name="a", kind="pretrain", output=output),
-        pytest.raises(ResourceError, match="one job an output folder"),
+        pytest.raises(ResourceError, match="one job at a time in an output folder"),
         open_run(QUIET, name="b", kind="pretrain", output=output),
     ):
         pass
