@@ -26,6 +26,7 @@ class Follower:
         self._line = ""
         self._in_preamble = True
         self._message = ""
+        self._has_told_stream = False
 
     def run(self) -> JobState:
         """Show the job's lines until it ends and return its last state.
@@ -55,7 +56,7 @@ class Follower:
             finally:
                 tail.cancel()
                 await asyncio.gather(tail, return_exceptions=True)
-            await asyncio.sleep(_RETRY_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS if self._has_told_stream else _RETRY_SECONDS)
 
     async def _watch(self, tail: asyncio.Task[None]) -> JobState:
         """Return the job's state once its log stream ended or the job did."""
@@ -65,6 +66,8 @@ class Follower:
             if state.finished:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(asyncio.wait({tail}), _LAST_LINES_SECONDS)
+            if tail.done() and (error := tail.exception()):
+                await self._read(error)
             if state.finished or tail.done():
                 return state
             self._say_waiting(state)
@@ -73,13 +76,21 @@ class Follower:
         """Print the log; a stream begins anew with the job's first line, so what was shown is left out."""
         position = 0
         async for piece in self._head.tail(self._job_id):
-            fresh = piece[max(self._shown - position, 0) :]
+            self._show(piece, position)
             position += len(piece)
-            self._shown = max(self._shown, position)
-            self._show(fresh)
 
-    def _show(self, text: str) -> None:
-        *lines, self._line = (self._line + text).split("\n")
+    async def _read(self, error: BaseException) -> None:
+        """Print the log without its stream, which some proxies do not let through."""
+        if not self._has_told_stream:
+            say(f"{self._job_id}: no stream of its lines ({error}); asking for them every {_POLL_SECONDS:g} s")
+        self._has_told_stream = True
+        self._show(await asyncio.to_thread(self._head.logs, self._job_id), 0)
+
+    def _show(self, text: str, position: int) -> None:
+        """Print what was not shown yet of a text that begins at this character of the log."""
+        fresh = text[max(self._shown - position, 0) :]
+        self._shown = max(self._shown, position + len(text))
+        *lines, self._line = (self._line + fresh).split("\n")
         for line in lines:
             self._print(line)
 

@@ -12,6 +12,7 @@ import os
 import ssl
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -156,10 +157,13 @@ class Head:
         """Return the state of a job.
 
         Raises:
-            UserError: If the head knows no such job.
+            UserError: If the head knows no such job, or nobody submitted it.
             HeadSilentError: If the head does not answer.
         """
-        return _state(self._get(f"/api/jobs/{job_id}"))
+        told = self._get(_path_of(job_id))
+        if not isinstance(told, dict) or not told.get("submission_id"):
+            raise self._unknown(job_id)
+        return _state(told)
 
     def jobs(self) -> list[JobState]:
         """Return all submitted jobs, the oldest first."""
@@ -168,7 +172,7 @@ class Head:
 
     def logs(self, job_id: str) -> str:
         """Return what a job has printed so far."""
-        return str(self._get(f"/api/jobs/{job_id}/logs")["logs"])
+        return str(self._get(f"{_path_of(job_id)}/logs")["logs"])
 
     def tail(self, job_id: str) -> AsyncIterator[str]:
         """Yield what a job printed, from its start, and what it prints, in pieces, until it ends."""
@@ -176,7 +180,7 @@ class Head:
 
     def stop(self, job_id: str) -> None:
         """Ask a job to stop; it ends cleanly within seconds."""
-        self._get(f"/api/jobs/{job_id}/stop", method="POST")
+        self._get(f"{_path_of(job_id)}/stop", method="POST")
 
     def _get(self, path: str, method: str = "GET") -> Any:
         """Return the JSON a path answers with; where the head asks for a token, send ours from then on."""
@@ -227,13 +231,15 @@ class Head:
                 "access denied (HTTP 403)", "ask whoever runs the cluster, or check the proxy before it"
             )
         if error.code == http.client.NOT_FOUND and path.startswith("/api/jobs/"):
-            job_id = path.split("/")[3]
-            return UserError(
-                f"job {job_id}", f"no such job on {self.address}", "a job's id", "herd jobs list shows them"
-            )
+            return self._unknown(urllib.parse.unquote(path.split("/")[3]))
         if path == "/api/version":
             return self._mistaken(f"an answer that is not a Ray head's (HTTP {error.code})", "check host and port")
-        return RunFailedError(f"{self.address}{path}", f"HTTP {error.code}: {text[:200]}", "an answer", "try again")
+        # A head that starts, or a proxy whose head is away: neither says anything about the job.
+        kind = HeadSilentError if error.code >= http.client.INTERNAL_SERVER_ERROR else RunFailedError
+        return kind(f"{self.address}{path}", f"HTTP {error.code}: {text[:200]}", "an answer", "try again")
+
+    def _unknown(self, job_id: str) -> UserError:
+        return UserError(f"job {job_id}", f"no such job on {self.address}", "a job's id", "herd jobs list shows them")
 
     def _mistaken(self, found: str, remedy: str) -> ResourceError:
         return ResourceError(f"cluster.address {self.address}", found, "the dashboard of a running Ray head", remedy)
@@ -275,6 +281,10 @@ def _read_token(address: str) -> str:
             f"run `ray get-auth-token` on its head and put the text into {file} or RAY_AUTH_TOKEN",
         )
     return token
+
+
+def _path_of(job_id: str) -> str:
+    return f"/api/jobs/{urllib.parse.quote(job_id, safe='')}"
 
 
 def _state(told: dict[str, Any]) -> JobState:

@@ -1,14 +1,18 @@
 """What answers at the address of a head, and what is said when it is no head of ours."""
 
 import http.server
+import io
 import json
 import threading
+import urllib.error
 from collections.abc import Callable, Iterator
+from email.message import Message
+from typing import Any
 
 import pytest
 
-from cluster.submission.head import Head
-from gpt_core.errors import ResourceError
+from cluster.submission.head import Head, HeadSilentError
+from gpt_core.errors import ResourceError, UserError
 
 Answer = tuple[int, str]
 
@@ -108,3 +112,41 @@ def test_a_name_nobody_knows_and_a_silent_host_are_named(serving, monkeypatch):
 
     assert "found no answer (0.2 s passed)" in refusal(serving(silent))
     forever.set()
+
+
+class OpenHead(Head):
+    """A head that answered before, and answers so to every path from now on."""
+
+    def __init__(self, answer: Any) -> None:
+        self.address, self._token = "http://head:8265", None
+        self.answer, self.paths = answer, []
+
+    def _answer(self, path: str, method: str) -> Any:
+        self.paths.append(path)
+        if isinstance(self.answer, int):
+            raise urllib.error.HTTPError(self.address, self.answer, "", Message(), io.BytesIO(b"told"))
+        return self.answer
+
+
+@pytest.mark.parametrize("code", [500, 502, 503, 504])
+def test_a_head_that_starts_or_is_behind_a_proxy_alone_may_answer_later(code):
+    with pytest.raises(HeadSilentError, match=f"found HTTP {code}: told"):
+        OpenHead(code).job("job-1")
+
+
+@pytest.mark.parametrize(
+    ("job_id", "answer", "path"),
+    [
+        ("a b/c?d", 404, "/api/jobs/a%20b%2Fc%3Fd"),
+        ("é", 404, "/api/jobs/%C3%A9"),
+        ("02000000", {"type": "DRIVER", "job_id": "02000000", "submission_id": None}, "/api/jobs/02000000"),
+        ("", [], "/api/jobs/"),
+    ],
+    ids=["of marks", "of letters", "a driver's", "none"],
+)
+def test_an_id_that_no_submitted_job_has_is_named_as_it_was_typed(job_id, answer, path):
+    head = OpenHead(answer)
+    with pytest.raises(UserError) as caught:
+        head.job(job_id)
+    assert str(caught.value).startswith(f"job {job_id}: found no such job on http://head:8265;")
+    assert head.paths == [path]

@@ -47,7 +47,7 @@ class FakeHead(Head):
 
     def __init__(self, streams: Sequence[Sequence[str | Exception]], states: Sequence[JobState | Exception]) -> None:
         self.address = "http://head:8265"
-        self.streams, self.states = list(streams), list(states)
+        self.streams, self.states, self.log = list(streams), list(states), ""
         self.stopped = False
 
     async def tail(self, job_id: str) -> AsyncIterator[str]:
@@ -55,6 +55,9 @@ class FakeHead(Head):
             if isinstance(piece, Exception):
                 raise piece
             yield piece
+
+    def logs(self, job_id: str) -> str:
+        return self.log
 
     def job(self, job_id: str) -> JobState:
         told = self.states.pop(0) if len(self.states) > 1 else self.states[0]
@@ -263,6 +266,7 @@ def test_code_above_a_megabyte_is_refused_with_the_largest_file(tmp_path):
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     monkeypatch.setattr("cluster.submission.follower._RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("cluster.submission.follower._POLL_SECONDS", 0.001)
 
 
 def test_rays_own_lines_before_the_jobs_first_are_left_out(capsys):
@@ -289,6 +293,17 @@ def test_a_silent_head_is_asked_again_for_minutes_and_then_the_job_is_told_to_go
     assert "herd jobs logs job-1 --follow --cluster.address http://head:8265" in str(caught.value)
 
 
+def test_lines_are_shown_without_a_stream_of_them_and_why_is_said_once(capsys):
+    refused = RuntimeError("400, message='Invalid response status'")
+    head = FakeHead([[refused]] * 9, [state("RUNNING"), state("RUNNING"), state("SUCCEEDED", 0)])
+    texts = iter(("one\ntw", "one\ntwo\n", "one\ntwo\nend"))
+    head.logs = lambda job_id: next(texts)
+    assert Follower(head, "job-1").run().status == "SUCCEEDED"
+    shown = capsys.readouterr()
+    assert shown.out == "one\ntwo\nend\n"
+    assert shown.err.count("job-1: no stream of its lines (400, message='Invalid response status')") == 1
+
+
 def test_the_reason_a_job_waits_is_said_once(monkeypatch, capsys):
     async def endless(job_id: str) -> AsyncIterator[str]:
         await asyncio.Event().wait()
@@ -296,7 +311,6 @@ def test_the_reason_a_job_waits_is_said_once(monkeypatch, capsys):
 
     head = FakeHead([], [*[state("PENDING", message="waits for CPUs")] * 3, state("STOPPED")])
     monkeypatch.setattr(head, "tail", endless)
-    monkeypatch.setattr("cluster.submission.follower._POLL_SECONDS", 0.001)
     monkeypatch.setattr("cluster.submission.follower._LAST_LINES_SECONDS", 0.001)
     assert Follower(head, "job-1").run().status == "STOPPED"
     assert capsys.readouterr().err == "job-1: waits for CPUs\n"
