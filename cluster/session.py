@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import interrupts
+from cluster.own_cpus import usable_cpus
 from cluster.progress import say
 from cluster.scaling import wait_for_nodes
 from gpt_core.errors import HerdError, ResourceError, RunFailedError, full_disk
@@ -102,7 +103,7 @@ def require_own_cpus(settings: ClusterSettings, needed: float, setting: str) -> 
 
 
 def _own_cpus(settings: ClusterSettings) -> int:
-    return settings.num_cpus or len(os.sched_getaffinity(0))
+    return settings.num_cpus or usable_cpus()
 
 
 @contextlib.contextmanager

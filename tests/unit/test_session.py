@@ -1,5 +1,6 @@
 import errno
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import ray._private.auto_init_hook
 from ray.exceptions import RayTaskError
 
 from cluster import session
+from cluster.own_cpus import usable_cpus
 from cluster.session import cause_of, is_mistake_in_code, own_error_in
 from gpt_core.errors import CheckpointError
 from gpt_core.settings import ClusterSettings
@@ -60,3 +62,25 @@ def test_a_thread_that_calls_ray_after_its_end_starts_no_other_one(monkeypatch: 
     session._start(ClusterSettings(num_cpus=1), None)
     with pytest.raises(Exception, match="Ray has not been started yet"):
         ray.put(1)
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({}, 64),
+        ({"cpu.max": "max 100000\n"}, 64),
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "9900000 100000\n"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "350000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+    ],
+)
+def test_a_containers_quota_limits_the_cpus_of_a_ray_of_the_jobs_own(
+    files: dict[str, str], cpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert usable_cpus(tmp_path) == cpus
