@@ -52,6 +52,7 @@ class _Pending:
     def __init__(self) -> None:
         self.held = 0
         self.since: float | None = None
+        self.told_to = 2
 
 
 _pending = _Pending()
@@ -66,12 +67,28 @@ def handled() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _deliver) for number in (signal.SIGINT, signal.SIGTERM)}
+    with _stderr_at_hand():
+        before = {number: signal.signal(number, _deliver) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _stderr_at_hand() -> Iterator[None]:
+    """Keep a copy of standard error: while Ray starts, which may take long, what is written to that goes nowhere."""
+    try:
+        _pending.told_to = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        os.close(_pending.told_to)
+        _pending.told_to = 2
 
 
 @contextlib.contextmanager
@@ -95,7 +112,8 @@ def _deliver(number: int, frame: FrameType | None) -> None:
         sys.unraisablehook = _say_nothing
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
     if _pending.since == now:
-        os.write(2, b"stopping as soon as what is under way can be left\n")
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            os.write(_pending.told_to, b"stopping as soon as what is under way can be left\n")
     again = threading.Timer(_RETRY_SECONDS, signal.pthread_kill, (threading.main_thread().ident, number))
     again.daemon = True
     again.start()

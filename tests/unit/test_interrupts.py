@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cluster import interrupts
+from cluster.session import _native_code_silenced
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,6 +44,17 @@ def test_a_block_that_holds_interrupts_ends_before_one_is_raised() -> None:
     with interrupts.handled(), pytest.raises(KeyboardInterrupt):
         hold()
     assert ended.is_set()
+
+
+def test_that_an_interrupt_waits_is_said_while_ray_starts_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    def start() -> None:
+        with interrupts.held(), _native_code_silenced():
+            os.kill(os.getpid(), signal.SIGINT)
+        threading.Event().wait(10)
+
+    with interrupts.handled(), pytest.raises(KeyboardInterrupt):
+        start()
+    assert capfd.readouterr().err == "stopping as soon as what is under way can be left\n"
 
 
 def test_the_handlers_of_before_are_put_back() -> None:
