@@ -99,7 +99,7 @@ class NodeSamplers:
         asked = list(self._asked)
         ready, _ = ray.wait(asked, num_returns=len(asked), timeout=_ANSWER_SECONDS) if asked else ([], [])
         for reference in ready:
-            node = self._asked.pop(reference)
+            node = self._asked.pop(reference, "")  # stop() may be faster
             try:
                 sample = ray.get(reference)
             except RayError:
@@ -110,6 +110,7 @@ class NodeSamplers:
     def _drop(self, node: str) -> None:
         import ray
 
+        self._asked = {asked: other for asked, other in self._asked.items() if other != node}  # it may get a new one
         sampler = self._samplers.pop(node, None)
         if sampler is not None:
             with contextlib.suppress(Exception):  # its node may be gone

@@ -1,11 +1,14 @@
 """The load of a machine under MLflow's names, GPUs asked through a stand-in for NVIDIA's library."""
 
 import types
+from unittest.mock import Mock
 
 import pytest
+from ray.exceptions import RayError
 
 from cluster.recording import gpu_load
 from cluster.recording.gpu_load import GpuLoad
+from cluster.recording.node_metrics import NodeSamplers
 from cluster.recording.system_metrics import MachineLoad
 
 
@@ -57,3 +60,27 @@ def test_a_machine_has_the_names_of_the_page_with_its_own_name_inside(node, pref
         "network_receive_megabytes",
     }
     assert all(name.startswith(prefix) and value >= 0 for name, value in sample.items())
+
+
+def test_the_late_answer_of_a_sampler_that_was_dropped_leaves_its_nodes_new_one(monkeypatch):
+    old, new, received = Mock(), Mock(), []
+    answers = {old.sample.remote(): RayError(), new.sample.remote(): {"load": 1.0}}
+
+    def get(reference):
+        if isinstance(answers[reference], RayError):
+            raise answers[reference]
+        return answers[reference]
+
+    monkeypatch.setattr("ray.get_runtime_context", Mock())
+    monkeypatch.setattr("ray.wait", lambda asked, **_: (asked, []))
+    monkeypatch.setattr("ray.get", get)
+    monkeypatch.setattr("ray.kill", Mock())
+    samplers = NodeSamplers(received.append, seconds=600)
+    for sampler in (old, new):  # the node works, is idle, and works again
+        samplers._drop("node")
+        samplers._samplers["node"] = sampler
+        samplers._ask()
+    samplers._take()
+    assert received == [{"load": 1.0}]
+    assert samplers._samplers == {"node": new}
+    samplers.stop()
