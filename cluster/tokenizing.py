@@ -18,12 +18,13 @@ from gpt_core.corpus import manifest
 from gpt_core.corpus.manifest import FileEntry, Manifest, ManifestContents, ShardEntry, TokenizerEntry
 from gpt_core.corpus.order import block_counts
 from gpt_core.corpus.reject_lines import number_lines
+from gpt_core.corpus.rejects import read_rejects
 from gpt_core.corpus.shards import ShardStats
 from gpt_core.corpus.tokenize_shard import ShardTokenizer, TokenizeOptions
 from gpt_core.documents.file_columns import FileColumns
 from gpt_core.documents.input_changes import file_digests, gather
 from gpt_core.documents.shard_plan import ShardPlans, plan_shards
-from gpt_core.documents.source_files import Listing, SourceSpec, find_files
+from gpt_core.documents.source_files import Listing, SourceSpec, find_files, place_in
 from gpt_core.errors import CorpusError, StaleOutputError
 from gpt_core.ledger import Ledger, Row
 from gpt_core.settings import TokenizeSettings
@@ -162,9 +163,26 @@ def perform(settings: TokenizeSettings, inputs: Inputs, cluster: Cluster, run: R
         settings.output, contents_of(settings, inputs, ledger.rows, carried or inputs.tokenizer.name)
     )
     ledger.remove()
+    for remark in remarks_on(settings, written):
+        say(f"tokenize: {remark}")
     made = summary_of(written)
     record(run, settings, inputs, made)
     return made
+
+
+def remarks_on(settings: TokenizeSettings, written: Manifest) -> Iterator[str]:
+    """Yield what the user may miss in the corpus: why documents were set aside, and that none was held out."""
+    if written.num_rejected:
+        row = written.shards.column("split").index(manifest.REJECTS).as_py()
+        storage = Storage.of(written.folder)
+        first = next(read_rejects(storage.join(written.shards.column("path")[row].as_py())))
+        name, line = first["file"], first["line"]
+        place = f"{name}, line {line}" if line else place_in(name, first["start"])
+        folder = storage.join(manifest.REJECTS)
+        yield f"set aside {written.num_rejected:,} documents in {folder}; the first, {place}: {first['reason']}"
+    if (settings.validation_fraction or settings.validation_tail) and "validation" not in written.splits:
+        larger = "a larger --validation_fraction holds out more documents, --validation_tail their ends"
+        yield f"nothing is held out, there is no split 'validation'; {larger}"
 
 
 def options_for(settings: TokenizeSettings, inputs: Inputs, vocabulary: str) -> TokenizeOptions:

@@ -16,6 +16,7 @@ EXAMPLE = "--input 'texts/*.txt' --output runs/mine/vocabulary.tiktoken"
 def main(settings: TrainTokenizerSettings) -> str:
     """Train, write the ranks file atomically and return the summary for people."""
     from cluster.stages import check_new
+    from gpt_core.documents.source_files import place_in
     from gpt_core.tokens.tokenizer import load_tokenizer
     from gpt_core.tokens.train_tokenizer import train_ranks, write_ranks
 
@@ -26,7 +27,7 @@ def main(settings: TrainTokenizerSettings) -> str:
     tokenizer = load_tokenizer(settings.output)
     lines = [f"{settings.output}: {tokenizer.vocabulary_size:,} ids, end of text included"]
     if texts.first_reject is not None:
-        place = f"{texts.first_reject.file}, {texts.first_reject.start}"
+        place = place_in(texts.first_reject.file, texts.first_reject.start)
         lines.append(f"left out {texts.num_rejects:,} documents; the first, {place}: {texts.first_reject.reason}")
     return "\n".join([*lines, f"digest {tokenizer.digest}"])
 

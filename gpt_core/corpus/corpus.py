@@ -108,7 +108,8 @@ class Corpus:
         self.manifest = manifest.read(folder)
         if split not in self.manifest.splits:
             known = ", ".join(self.manifest.splits) or "no split"
-            raise CorpusError(folder, f"no split {split!r}", f"one of: {known}", "tokenize with that split")
+            remedy = "name another, or tokenize with a larger --validation_fraction, or with --validation_tail"
+            raise CorpusError(folder, f"no split {split!r}", f"one of: {known}", remedy)
         self.sources = tuple(self.manifest.weights)
         self.indexes = _indexes(self.manifest.shards, split, self.sources)
         self._max_open_shards = max_open_shards

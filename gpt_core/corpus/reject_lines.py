@@ -5,16 +5,15 @@ sums give each piece its first line, and the rejects of the pieces are written a
 and a driver that is killed on the way leaves nothing that a second pass would get wrong.
 """
 
-import io
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import orjson
 import xxhash
 
-from gpt_core.corpus.rejects import RejectWriter
+from gpt_core.corpus.rejects import RejectWriter, read_rejects
 from gpt_core.corpus.shards import ShardStats
 from gpt_core.documents.document_batch import Reject
 from gpt_core.documents.input_changes import InputFacts
@@ -60,13 +59,13 @@ def _unnumbered(plans: ShardPlans, facts: InputFacts, rows: Iterable[Row]) -> It
 def _number(path: str, digest: str, lines_before: int) -> ShardStats:
     """Write a file of rejects with their lines and return its stats; written again, it stays as it is."""
     found = xxhash.xxh3_128()
-    for reject in _rejects(path):
+    for reject in read_rejects(path):
         as_written = {**reject, "line": None, "line_of_piece": _line_of_piece(reject, lines_before)}
         found.update(orjson.dumps(as_written, option=orjson.OPT_APPEND_NEWLINE))
     if found.hexdigest() != digest:
         raise CorpusError(path, "other bytes than were written", "the rejects of a shard", "delete the output folder")
     with RejectWriter(path) as writer:
-        for reject in _rejects(path):
+        for reject in read_rejects(path):
             line = _line_of_piece(reject, lines_before) + lines_before
             numbered = Reject(reject["file"], line, reject["start"], reject["reason"])
             writer.append(reject["source"], [numbered])
@@ -75,8 +74,3 @@ def _number(path: str, digest: str, lines_before: int) -> ShardStats:
 
 def _line_of_piece(reject: dict[str, Any], lines_before: int) -> int:
     return reject["line_of_piece"] if "line_of_piece" in reject else reject["line"] - lines_before
-
-
-def _rejects(path: str) -> Iterator[dict[str, Any]]:
-    with Storage.of(path).open_read(path) as file:
-        yield from map(orjson.loads, io.BufferedReader(cast("io.RawIOBase", file)))

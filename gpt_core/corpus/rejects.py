@@ -4,11 +4,12 @@ Rejects of a piece from the middle of a file have the line null, and line_of_pie
 has given them their numbers.
 """
 
+import io
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import orjson
 import xxhash
@@ -18,6 +19,12 @@ from gpt_core.documents.document_batch import Reject
 from gpt_core.storage import Storage
 
 _SPOOL_BYTES = 4 << 20
+
+
+def read_rejects(path: str) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file of rejects, a path or a URL."""
+    with Storage.of(path).open_read(path) as file:
+        yield from map(orjson.loads, io.BufferedReader(cast("io.RawIOBase", file)))
 
 
 class RejectWriter:

@@ -267,6 +267,11 @@ def counts_rows(name: str) -> bool:
     return _FORMATS.get(_suffixes(name)[0]) in {"parquet", "arrow"}
 
 
+def place_in(name: str, start: int) -> str:
+    """Return for people where in a file a record starts."""
+    return f"{name}, {'row' if counts_rows(name) else 'byte'} {start}"
+
+
 def _is_known(name: str, suffix: str, kind: str) -> bool:
     """Return whether a folder's file is taken: visible, and with a suffix of text or data."""
     if name.startswith(".") or "/." in name:

@@ -43,6 +43,18 @@ def test_a_corpus_inside_its_input_is_not_read_by_the_second_run(
     assert names(linked) == ["a.txt", "corpus-notes.txt"]
 
 
+def test_what_was_set_aside_and_that_nothing_is_held_out_is_remarked(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "hello"}\nbroken\n')
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+    settings = settings_of(tmp_path / "corpus", tmp_path / "*.*", validation_fraction=0.001)
+    make(settings)
+    aside, missing = tokenizing.remarks_on(settings, manifest.read(settings.output))
+
+    folder = tmp_path / "corpus" / "rejects"
+    assert aside.startswith(f"set aside 2 documents in {folder}; the first, a.jsonl, line 2: found broken JSON")
+    assert missing.startswith("nothing is held out, there is no split 'validation'; a larger --validation_fraction")
+
+
 def test_input_that_is_all_in_the_output_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("hello")
 

@@ -109,4 +109,4 @@ def test_the_command_says_how_many_documents_it_left_out(tmp_path: Path) -> None
 
     assert len(said) == 3
     start = sum(len(line) + 1 for line in lines)
-    assert said[1].startswith(f"left out 2 documents; the first, a.jsonl, {start}: found broken JSON")
+    assert said[1].startswith(f"left out 2 documents; the first, a.jsonl, byte {start}: found broken JSON")
