@@ -8,6 +8,7 @@ is given a few milliseconds to return.
 """
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -36,6 +37,8 @@ _WAITS = {
 _RETRY_SECONDS = 0.02
 # A call that neither waits nor returns for so long is interrupted where it is.
 _PATIENCE_SECONDS = 5.0
+# Who signals a command and its process group, as timeout does, signals it twice.
+_ECHO_SECONDS = 0.5
 
 
 class Terminated(KeyboardInterrupt):
@@ -52,6 +55,7 @@ class _Pending:
     def __init__(self) -> None:
         self.held = 0
         self.since: float | None = None
+        self.raised = -math.inf
         self.told_to = 2
 
 
@@ -67,6 +71,7 @@ def handled() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    _pending.raised = -math.inf
     with _stderr_at_hand():
         before = {number: signal.signal(number, _deliver) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -102,13 +107,15 @@ def held() -> Iterator[None]:
 
 
 def _deliver(number: int, frame: FrameType | None) -> None:
-    """Raise what the signal stands for, or send it again a moment later."""
+    """Raise what the signal stands for, once, or send it again a moment later."""
     now = time.monotonic()
+    if now - _pending.raised < _ECHO_SECONDS:
+        return
     if _pending.since is None:
         _pending.since = now
     overdue = now - _pending.since > _PATIENCE_SECONDS
     if not _pending.held and (overdue or _is_bearable(frame)):
-        _pending.since = None
+        _pending.since, _pending.raised = None, now
         sys.unraisablehook = _say_nothing
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
     if _pending.since == now:

@@ -86,7 +86,7 @@ def test_who_stops_a_run_before_its_first_step_waits_for_nothing(
 
 def test_who_asks_twice_does_not_wait_for_the_step_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     group, trainer = _group(monkeypatch, tmp_path, [True])
-    for seconds in (0.3, 0.6):
+    for seconds in (0.3, 1.0):
         threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
     with interrupts.handled(), pytest.raises(KeyboardInterrupt):
         group.wait()

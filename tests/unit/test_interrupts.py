@@ -31,6 +31,20 @@ def test_a_call_that_waits_is_interrupted_at_once(number: signal.Signals, raised
         threading.Event().wait(10)
 
 
+def test_a_signal_that_comes_twice_at_once_is_one_and_another_later_is_another() -> None:
+    def interrupt(*seconds: float) -> None:
+        for wait in seconds:
+            threading.Timer(wait, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    with interrupts.handled():
+        interrupt(0.1, 0.12, 0.9)
+        with pytest.raises(KeyboardInterrupt):
+            threading.Event().wait(10)
+        assert not threading.Event().wait(0.4)
+        with pytest.raises(KeyboardInterrupt):
+            threading.Event().wait(10)
+
+
 def test_a_block_that_holds_interrupts_ends_before_one_is_raised() -> None:
     ended = threading.Event()
 
