@@ -122,9 +122,9 @@ def perform(settings: FinetuneSettings, inputs: Inputs, cluster: Cluster, run: R
 
 def record(run: Run, settings: FinetuneSettings, inputs: Inputs, done: Finetuned) -> None:
     """Record the run's checkpoints and how it went, and register the best one where that is asked for."""
-    training.record_checkpoints(run, inputs.plan, done.weights_digest)
+    training.record_checkpoints("finetune", run, inputs.plan, done.weights_digest)
     if settings.register:
-        register(run, settings.register, done.checkpoint, inputs.plan.folder)
+        register("finetune", run, settings.register, done.checkpoint, inputs.plan.folder)
 
 
 def _vocabulary(base: Checkpoint, template: Template) -> GrownVocabulary:

@@ -20,7 +20,7 @@ MODELS = "models"
 J = TypeVar("J", EvaluateJob, FinetuneJob, GenerateJob, InspectSettings, ServeJob)
 
 
-def register(run: Run, register_as: str, path: Location, output: Path) -> None:
+def register(title: str, run: Run, register_as: str, path: Location, output: Path) -> None:
     """Write a checkpoint as a model MLflow can load, into OUTPUT/registered/NAME, and record that it is registered.
 
     A folder for each: the store may take it only when a later checkpoint is registered as well.
@@ -42,7 +42,7 @@ def register(run: Run, register_as: str, path: Location, output: Path) -> None:
     # After the record: a kill in between registers once more, which the store takes for the same version.
     noted = [*_noted(output), [path.name, name, alias]]
     sealed_json.write(output / REGISTERED_AS, {"registered": noted})
-    say(f"pretrain: registering {path.name} as models:/{name}@{alias}")
+    say(f"{title}: registering {path.name} as models:/{name}@{alias}")
 
 
 def is_registered(register_as: str, checkpoint_name: str, output: Path) -> bool:

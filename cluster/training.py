@@ -175,9 +175,9 @@ def perform(settings: PretrainSettings, inputs: Inputs, cluster: Cluster, run: R
 
 def record(run: Run, settings: PretrainSettings, inputs: Inputs, trained: Trained) -> None:
     """Record the run's checkpoints and how it went, and register the newest one where that is asked for."""
-    record_checkpoints(run, inputs.plan, trained.weights_digest)
+    record_checkpoints("pretrain", run, inputs.plan, trained.weights_digest)
     if settings.register:
-        register(run, settings.register, trained.checkpoint, inputs.plan.folder)
+        register("pretrain", run, settings.register, trained.checkpoint, inputs.plan.folder)
 
 
 def fit(title: str, train: TrainSettings, inputs: Inputs, cluster: Cluster, run: Run) -> None:
@@ -334,10 +334,10 @@ def _summary(output: str) -> Trained:
     )
 
 
-def record_checkpoints(run: Run, plan: TrainingPlan, weights_digest: str) -> None:
+def record_checkpoints(title: str, run: Run, plan: TrainingPlan, weights_digest: str) -> None:
     """Record every checkpoint of the output folder, which one the run made, what it reached and its losses' curves."""
     paths = checkpoint.list_paths(plan.output)
-    record_comparison(run, plan, plan.folder / METRICS, paths[-1])
+    record_comparison(title, run, plan, plan.folder / METRICS, paths[-1])
     for path in paths:
         found = checkpoint.read_description(path)
         digest = checkpoint.weights_digest(path)

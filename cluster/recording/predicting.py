@@ -15,6 +15,7 @@ from cluster.recording.record_book import Run
 from gpt_core import sealed_json
 from gpt_core.errors import CorpusError
 from gpt_core.storage import Location, Storage
+from gpt_core.training.checkpoint_folder import step_of
 from gpt_core.training.planning import Expected, expect
 from gpt_core.training.step_parts import StepParts
 from gpt_core.training.training_plan import TrainingPlan
@@ -31,8 +32,8 @@ def write_expectation(plan: TrainingPlan, num_workers: int, flops_a_second: floa
         sealed_json.write(path, asdict(expect(plan, num_workers, pace, value_bytes)))
 
 
-def record_comparison(run: Run, plan: TrainingPlan, metrics_journal: Path, checkpoint: Location) -> None:
-    """Record the expected and the actual figures as metrics of the last step and as a table, and say them."""
+def record_comparison(title: str, run: Run, plan: TrainingPlan, metrics_journal: Path, checkpoint: Location) -> None:
+    """Record the expected and the actual figures as metrics of the last checkpoint's step and as a table; say them."""
     expected = _read(plan.folder / EXPECTED)
     if expected is None:
         return
@@ -41,11 +42,11 @@ def record_comparison(run: Run, plan: TrainingPlan, metrics_journal: Path, check
         return
     rows = [{"figure": name, "expected": getattr(expected, name), "actual": actual[name]} for name in actual]
     metrics = {f"{kind}/{row['figure']}": float(row[kind]) for row in rows for kind in ("expected", "actual")}
-    run.log_metrics(metrics, step=plan.num_steps)
+    run.log_metrics(metrics, step=step_of(checkpoint))
     run.log_table(rows, "expected_and_actual.json")
     run.set_tags({"herd.expected_from": expected.rate_from})
     say(
-        f"pretrain: {actual['tokens_per_second']:,.0f} tokens/s where {expected.tokens_per_second:,.0f} were expected "
+        f"{title}: {actual['tokens_per_second']:,.0f} tokens/s where {expected.tokens_per_second:,.0f} were expected "
         f"({expected.rate_from}), {actual['peak_memory_bytes'] / 1e9:.2f} GB a worker where "
         f"{expected.peak_memory_bytes / 1e9:.2f} were"
     )

@@ -149,7 +149,7 @@ def run_folder(tmp_path):
 def test_a_finished_run_records_what_was_expected_beside_what_it_reached(run_folder, capsys):
     plan, folder, checkpoint = run_folder
     book: Any = Book()
-    record_comparison(book, plan, folder / "metrics.jsonl", checkpoint)
+    record_comparison("finetune", book, plan, folder / "metrics.jsonl", checkpoint)
     written = json.loads((folder / EXPECTED).read_text())
     assert book.metrics[3]["expected/tokens_per_second"] == written["tokens_per_second"]
     assert book.metrics[3]["actual/tokens_per_second"] == 128.0
@@ -161,7 +161,14 @@ def test_a_finished_run_records_what_was_expected_beside_what_it_reached(run_fol
         "tokens_per_second", "seconds", "worker_hours", "peak_memory_bytes", "checkpoint_bytes",
     }  # fmt: skip
     assert "a worker's layers at" in book.tags["herd.expected_from"]
-    assert "128 tokens/s where" in capsys.readouterr().err
+    assert "finetune: 128 tokens/s where" in capsys.readouterr().err
+
+
+def test_a_run_that_stopped_early_has_the_comparison_at_the_step_it_reached(run_folder):
+    plan, folder, checkpoint = run_folder
+    book: Any = Book()
+    record_comparison("finetune", book, replace(plan, num_steps=100), folder / "metrics.jsonl", checkpoint)
+    assert list(book.metrics) == [3]
 
 
 def test_a_continued_run_keeps_what_was_expected_at_its_start(run_folder):
@@ -176,5 +183,5 @@ def test_a_run_without_an_expectation_or_a_journal_records_nothing(run_folder):
     assert actual_figures(folder / "gone.jsonl", checkpoint, 2) is None
     (folder / EXPECTED).write_text("{")
     book: Any = Book()
-    record_comparison(book, plan, folder / "metrics.jsonl", checkpoint)
+    record_comparison("finetune", book, plan, folder / "metrics.jsonl", checkpoint)
     assert (book.metrics, book.tables, book.tags) == ({}, {}, {})

@@ -38,7 +38,7 @@ def outputs(tmp_path_factory):
             digest = checkpoint.weights_digest(path)
             tags = {"herd.checkpoint": digest, "herd.corpus": "c" * 64}
             run.log_model(path.name, step=7, metrics={"loss": 2.5}, tags=tags)
-            register(run, f"poet{alias}", path, output)
+            register("finetune", run, f"poet{alias}", path, output)
     return place
 
 
@@ -91,10 +91,10 @@ def test_a_checkpoint_is_registered_under_each_name_and_alias_asked_for_and_once
         registered_before = is_registered(name, path.name, output)
         with open_run(TrackingOptions(system_seconds=None), name="a", kind="pretrain", output=output) as run:
             run.log_model(path.name, step=7, metrics={"loss": 2.5})
-            register(run, name, path, output)
+            register("finetune", run, name, path, output)
         assert is_registered(name, path.name, output)
     assert registered_before
-    assert capsys.readouterr().err.count("registering step-00000007 as") == 3
+    assert capsys.readouterr().err.count("finetune: registering step-00000007 as") == 3
     assert [version.version for version in client.search_model_versions("name = 'bard'")] == [1]
     assert client.get_model_version_by_alias("bard", "newest").version == 1
     assert client.get_model_version_by_alias("bard", "champion").version == 1
@@ -109,7 +109,7 @@ def test_a_kill_between_writing_and_recording_a_registered_model_leaves_it_to_be
     path = checkpoint.write(tmp_path, description, make_weights(), {})
     killed = Mock(register_model=Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        register(killed, "poet", path, tmp_path)
+        register("finetune", killed, "poet", path, tmp_path)
     assert not is_registered("poet", path.name, tmp_path)
 
 
@@ -117,7 +117,7 @@ def test_a_registered_checkpoint_keeps_its_files_when_a_later_one_is_registered_
     record = Mock()
     for step in (7, 9):
         description = Description(step, 70, SHAPE, corpus_digest="c" * 64, tokenizer=BYTES, metrics={"loss": 2.5})
-        register(record, "poet", checkpoint.write(tmp_path, description, make_weights(), {}), tmp_path)
+        register("finetune", record, "poet", checkpoint.write(tmp_path, description, make_weights(), {}), tmp_path)
     folders = [call.args[0] for call in record.register_model.call_args_list]
     assert [json.loads((folder / "data/model/herd.json").read_text())["step"] for folder in folders] == [7, 9]
 
@@ -134,7 +134,7 @@ def test_a_model_made_again_under_its_old_name_and_number_is_fetched_again(tmp_p
         path = checkpoint.write(output, description, make_weights(), {})
         with open_run(TrackingOptions(system_seconds=None), name="a", kind="pretrain", output=output) as run:
             run.log_model(path.name, step=step, metrics={})
-            register(run, "poet", path, output)
+            register("finetune", run, "poet", path, output)
         assert checkpoint.load(with_local_checkpoint(ServeJob(checkpoint="models:/poet/1")).checkpoint).step == step
         MlflowClient(uri).delete_registered_model("poet")
 
