@@ -36,6 +36,7 @@ def linked_to_page(checkpoint: Location, digest: str, address: str) -> Iterator[
     if uri is None:
         yield
         return
+    _complaining(import_mlflow)  # here: in a thread it could meet the service's own imports, half done
     linking = _started(lambda: _change_runs(uri, digest, lambda client, run: _link(client, run, address)))
     try:
         yield
@@ -69,7 +70,6 @@ def _complaining(work: Callable[[], None]) -> None:
 
 
 def _change_runs(uri: str, digest: str, change: Callable[["MlflowClient", str], None]) -> None:
-    import_mlflow()
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)

@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.serving import service
-from cluster.tracking import TrackingOptions, open_run
+from cluster.tracking import TrackingOptions, open_run, served
 from cluster.tracking.served import TAG, linked_to_page
 from gpt_core.settings import ServeSettings
 from gpt_core.training import checkpoint
@@ -49,6 +50,15 @@ def test_the_run_links_to_the_page_while_it_is_served(trained):
         assert tags[TAG] == PAGE
         assert f"({PAGE})" in tags[NOTE]
     assert not {TAG, NOTE} & set(client.get_run(run).data.tags)
+
+
+def test_mlflow_is_imported_by_the_thread_that_serves(trained, monkeypatch):
+    path, *_ = trained
+    importers = []
+    monkeypatch.setattr(served, "import_mlflow", lambda: importers.append(threading.current_thread()))
+    with linked_to_page(path, "abc", PAGE):
+        assert importers == [threading.current_thread()]
+    assert importers == [threading.current_thread()]
 
 
 def test_what_people_wrote_stays(trained):
