@@ -53,11 +53,6 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    @property
-    def num_waiting(self) -> int:
-        """Requests that are in, and not finished."""
-        return len(self._inbox) + len(self._receivers)
-
     def statistics(self) -> EngineStatistics:
         """Return the engine's present numbers; a step may be going on meanwhile."""
         return self._engine.statistics()

@@ -22,7 +22,7 @@ class TrackingOptions:
     Attributes:
         uri: MLflow's address; None takes MLFLOW_TRACKING_URI, else a SQLite file beside the output folder.
         experiment: Name of the experiment.
-        enabled: False keeps the journal and sends nothing; :func:`cluster.tracking.replay` can send it later.
+        enabled: False keeps the journal and sends nothing; a rerun with True sends it.
         system_seconds: Time between two samples of the machine's load; None for none.
         closing_seconds: Longest wait for the store at the end of the job.
     """

@@ -16,31 +16,24 @@ from gpt_core.sole_writer import sole_writer
 
 
 @contextlib.contextmanager
-def open_run(
-    options: TrackingOptions, *, name: str, kind: str, output: Path, parent: Run | None = None, key: str | None = None
-) -> Iterator[Run]:
+def open_run(options: TrackingOptions, *, name: str, kind: str, output: Path, key: str | None = None) -> Iterator[Run]:
     """Open the run of a job for the length of the block.
 
     The run ends FINISHED; FAILED with the reason as tag `herd.failure` if the block raises; KILLED on
     Ctrl-C, and with the reason where the settings end it early. If the store cannot be reached the job goes on and a
-    rerun, or :func:`replay`, sends the rest.
+    rerun sends the rest.
 
     Args:
         options: Where records go.
         name: Name in the page.
         kind: Sort of job, kept as tag `herd.kind`.
         output: The job's local output folder; OUTPUT/tracking gets the journal and run.json.
-        parent: The run of a pipeline, whose child this then is; options and output are the pipeline's.
         key: What the job's run in MLflow is found by where the folder has no records yet; None makes up a new one.
 
     Raises:
         ResourceError: If another job is writing to the same output folder, or nothing can be written there.
         SettingsError: If the address is one of a file store.
     """
-    if parent is not None:
-        with parent.child(name, kind) as run:
-            yield run
-        return
     folder = output.absolute() / "tracking"
     with room_needed(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ class TrackingSettings(Settings):
     """Where MLflow records go."""
 
     enabled: bool = True
-    """Send records to MLflow; false keeps them in the output folder's journal only."""
+    """Send records to MLflow; false keeps them in the output folder's journal, until a rerun with true sends them."""
     uri: Annotated[str, AfterValidator(_without_password)] | None = None
     """MLflow tracking address, without a password; null takes MLFLOW_TRACKING_URI, else a SQLite file beside the
     output folder."""

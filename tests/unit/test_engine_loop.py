@@ -76,7 +76,7 @@ def test_leaving_a_stream_early_frees_the_slots(loop):
 
     asyncio.run(leave())
     assert loop.statistics().drawn_tokens < 400
-    assert loop.num_waiting == 0
+    assert not loop._receivers
 
 
 def test_a_refused_request_is_an_error_of_its_own(loop):
