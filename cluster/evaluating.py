@@ -1,7 +1,6 @@
 """`herd evaluate`: a checkpoint and a corpus, or tasks, to loss, perplexity, bits per byte and scores."""
 
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from cluster.recording.record_book import Run
 from cluster.session import Cluster
 from cluster.shard_job import ShardJob, run_shard_job
-from cluster.stages import log_output, made_already
+from cluster.stages import REJECTS, log_output, made_already, write_rejects
 from gpt_core import sealed_json
 from gpt_core.corpus import manifest
 from gpt_core.corpus.corpus import Corpus
@@ -39,7 +38,6 @@ from gpt_core.training import checkpoint
 from gpt_core.training.checkpoint import Checkpoint
 
 RESULT = "evaluation.json"
-REJECTS = "rejects.jsonl"
 _SHARD_COLUMNS = ("path", "num_rows", "xxh3_128")
 
 
@@ -238,7 +236,7 @@ def _commit(settings: EvaluateSettings, inputs: Inputs, plans: list[TaskPlan], r
     rejects = [asdict(reject) for plan in plans for reject in plan.rejects]
     rejects += [reject for row in rows for reject in row.get("refused", ())]
     rejects.sort(key=lambda reject: (reject["task"], reject["file"], reject["line"] or 0))
-    _write_rejects(settings.output, rejects)
+    write_rejects(settings.output, rejects)
     tasks = {plan.task.name: _task_entry(plan, [row for row in rows if row.get("task") == plan.task.name])
              for plan in plans}  # fmt: skip
     content: dict[str, Any] = {"settings": inputs.decisive, "measured": measured and asdict(measured)}
@@ -261,13 +259,6 @@ def _task_entry(plan: TaskPlan, rows: list[Row]) -> dict[str, Any]:
         "metrics": metrics,
         "items": [{name: row[name] for name in _SHARD_COLUMNS} for row in rows],
     }
-
-
-def _write_rejects(folder: str, rejects: list[dict[str, Any]]) -> None:
-    storage = Storage.of(folder)
-    lines = b"".join(json.dumps(reject, ensure_ascii=False).encode() + b"\n" for reject in rejects)
-    if lines:
-        storage.write_atomically(storage.join(REJECTS), lambda file: file.write(lines))
 
 
 def record(run: Run, settings: EvaluateSettings, inputs: Inputs, evaluated: Evaluated) -> None:

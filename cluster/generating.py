@@ -7,9 +7,7 @@ and its own id, so the dataset is the same for any number of replicas and actors
 
 import contextlib
 import functools
-import json
 import os
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from cluster.serving.http_guard import API_KEY
 from cluster.serving.service_client import Service
 from cluster.session import Cluster
 from cluster.shard_job import ShardJob, run_shard_job
-from cluster.stages import log_output, made_already
+from cluster.stages import log_output, made_already, write_rejects
 from gpt_core import sealed_json
 from gpt_core.digests import sha256_hex
 from gpt_core.errors import CorpusError
@@ -192,7 +190,7 @@ def _commit(settings: GenerateSettings, inputs: Inputs, precision: str, rows: li
     """Write the rejects, music as MIDI files, then the manifest; where it stands the dataset is complete."""
     rejects = [*map(asdict, inputs.scan.rejects), *(reject for row in rows for reject in row["refused"])]
     rejects.sort(key=lambda reject: (reject["file"], reject["line"]))
-    _write_rejects(Storage.of(settings.output), rejects)
+    write_rejects(settings.output, rejects)
     if not is_url(settings.output):
         for abandoned in Path(settings.output).glob("rows/.*.tmp"):  # by workers that were killed
             abandoned.unlink(missing_ok=True)
@@ -211,12 +209,6 @@ def _commit(settings: GenerateSettings, inputs: Inputs, precision: str, rows: li
     content = {"settings": inputs.decisive, "precision": precision, "generated": asdict(generated), "shards": shards}
     sealed_json.write(Storage.of(settings.output).join(MANIFEST), content)
     return generated
-
-
-def _write_rejects(storage: Storage, rejects: Iterable[dict[str, Any]]) -> None:
-    lines = b"".join(json.dumps(reject, ensure_ascii=False).encode() + b"\n" for reject in rejects)
-    if lines:
-        storage.write_atomically(storage.join("rejects.jsonl"), lambda file: file.write(lines))
 
 
 def record(run: Run, settings: GenerateSettings, inputs: Inputs, generated: Generated) -> None:

@@ -6,9 +6,10 @@ still open: whoever finds the result records it once more, which changes nothing
 """
 
 import contextlib
+import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -23,6 +24,7 @@ from gpt_core.ledger import first_difference
 from gpt_core.settings import FinetuneJob, JobSettings, PretrainJob
 from gpt_core.storage import Storage, is_url, local_folder
 
+REJECTS = "rejects.jsonl"
 _RUN_KEY = "tracking/run-key"  # beside where a local output has its records
 
 S_contra = TypeVar("S_contra", contravariant=True)
@@ -199,6 +201,14 @@ def made_already(output: str, name: str, decisive: dict[str, Any], told: str) ->
         remedy = "choose another output folder, or delete it"
         raise StaleOutputError(f"{output}: {setting}", f"{told} {old!r}", f"{new!r}", remedy)
     return found
+
+
+def write_rejects(output: str, rejects: Iterable[Mapping[str, Any]]) -> None:
+    """Write the rows a stage has set aside, if there are any, as lines of JSON beside what it made."""
+    storage = Storage.of(output)
+    lines = b"".join(json.dumps(reject, ensure_ascii=False).encode() + b"\n" for reject in rejects)
+    if lines:
+        storage.write_atomically(storage.join(REJECTS), lambda file: file.write(lines))
 
 
 def log_output(run: Run, output: str, name: str) -> None:
