@@ -101,11 +101,14 @@ def write_completions(completions: Sequence[Sequence[Completion]]) -> dict[str, 
 
 
 def parse_completions(value: Any, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
-    """Return what ``write_completions`` wrote of these requests."""
-    return [
-        [_parsed(done, request) for done in samples]
-        for samples, request in zip(value["completions"], requests, strict=True)
-    ]
+    """Return what ``write_completions`` wrote of these requests; ValueError for anything else."""
+    try:
+        return [
+            [_parsed(done, request) for done in samples]
+            for samples, request in zip(value["completions"], requests, strict=True)
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError("no completions of these requests") from error
 
 
 def _written(done: Completion) -> dict[str, Any]:

@@ -19,17 +19,11 @@ from gpt_core.errors import CheckpointError, ResourceError, RunFailedError
 from gpt_core.generation.request import Completion, GenerationRequest
 
 _ANSWER_SECONDS = 900.0
+_GREETING_SECONDS = 10.0
 _PATIENCE_SECONDS = 300.0
 _PAUSE_SECONDS = 1.0
-# An answer that broke off, or is no JSON (a proxy's page), is as good as none.
-_LOST = (
-    urllib.error.URLError,
-    ConnectionError,
-    TimeoutError,
-    http.client.HTTPException,
-    json.JSONDecodeError,
-    UnicodeDecodeError,
-)
+# An answer that broke off, or is not of a service (a proxy's page), is as good as none.
+_LOST = (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException, ValueError)
 _BUSY = frozenset({429, 502, 503, 504})
 
 
@@ -45,20 +39,26 @@ class Service:
 
         Raises:
             CheckpointError: It serves other weights.
-            ResourceError: It computes in another precision, does not answer, or turns the key away.
+            ResourceError: It computes in another precision, does not answer, turns the key away, or is something else.
         """
-        model = self._get("/v1/models")["data"][0]
-        if model.get("checkpoint") != checkpoint:
-            found = f"a service of other weights ({str(model.get('checkpoint'))[:16]}...)"
+        match self._get("/v1/models"):
+            case {"data": [{"checkpoint": str(served), "precision": str(computes_in)}]}:
+                pass
+            case _:
+                raise ResourceError(self.address, "another service", "a herd serve", "correct the address")
+        if served != checkpoint:
+            found = f"a service of other weights ({served[:16]}...)"
             raise CheckpointError(
                 self.address, found, f"{checkpoint[:16]}...", "name the checkpoint that is served there"
             )
-        if precision not in {"auto", model.get("precision")}:
-            found, remedy = f"a service that computes in {model.get('precision')}", "give the same --engine.precision"
+        if precision not in {"auto", computes_in}:
+            found, remedy = f"a service that computes in {computes_in}", "give the same --engine.precision"
             raise ResourceError(self.address, found, precision, remedy)
-        return str(model.get("precision"))
+        return computes_in
 
     def _get(self, path: str) -> Any:
+        if not (self.key or "").isprintable() or not (self.key or "").isascii():
+            raise ResourceError(API_KEY, "a key that HTTP cannot carry", "printable ASCII", "choose another key")
         try:
             return self.ask(path, None)
         except urllib.error.HTTPError as error:
@@ -74,7 +74,8 @@ class Service:
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         request = urllib.request.Request(self.address.rstrip("/") + path, body, headers)  # noqa: S310
-        with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:  # noqa: S310 - settings allow http(s)
+        seconds = _GREETING_SECONDS if body is None else _ANSWER_SECONDS
+        with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310 - settings allow http(s)
             return json.load(answer)
 
 
@@ -105,7 +106,7 @@ class ServiceCalls:
                     return self._one_by_one(requests, error)
                 if error.code not in _BUSY or time.monotonic() > give_up:
                     raise self._failed(f"the answer {error.code}") from error
-                pause = float(error.headers.get("Retry-After") or _PAUSE_SECONDS)
+                pause = _pause_asked_for(error)
             except _LOST as error:
                 if time.monotonic() > give_up:
                     raise self._failed(str(error)) from error
@@ -119,8 +120,17 @@ class ServiceCalls:
         if len(requests) > 1:
             return [self._complete([request])[0] for request in requests]
         (request,) = requests
-        told = json.load(error)["error"]["message"]
+        try:
+            told = json.load(error)["error"]["message"]
+        except (*_LOST, KeyError, TypeError) as misfit:
+            raise self._failed(f"the answer {error.code}, which does not say why") from misfit
         return [[Completion(request.id, 0, "", request.prompt_ids, (), "error", None, told)]]
 
     def _failed(self, found: str) -> RunFailedError:
         return RunFailedError(self._service.address, found, "completions", "look at the service, and run this again")
+
+
+def _pause_asked_for(error: urllib.error.HTTPError) -> float:
+    """Return the seconds of a Retry-After; one that is a date is as good as none."""
+    asked = error.headers.get("Retry-After") or ""
+    return min(float(asked), _PATIENCE_SECONDS) if asked.isdecimal() else _PAUSE_SECONDS

@@ -76,8 +76,9 @@ class HalfBroken(Handle):
     def __init__(self):
         super().__init__(0)
         self.cancelled = []
+        self.complete = SimpleNamespace(remote=self._call)
 
-    def _complete(self, requests):
+    def _call(self, requests):
         return _Endless(self.cancelled, fails=any(request.prompt_ids == (0,) for request in requests))
 
 

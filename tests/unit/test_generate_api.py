@@ -14,11 +14,11 @@ import uvicorn
 
 from cluster.serving.completions_schema import ServedModel
 from cluster.serving.engine_loop import EngineLoop
-from cluster.serving.generate_api import GenerateApi, write_completions
+from cluster.serving.generate_api import GenerateApi
 from cluster.serving.http_api import Admission, Api, Limits, build_app
 from cluster.serving.http_guard import Access, access_for
 from cluster.serving.service_client import Service, ServiceCalls
-from gpt_core.errors import CheckpointError, ResourceError
+from gpt_core.errors import CheckpointError, ResourceError, RunFailedError
 from gpt_core.generation.request import GenerationRequest, Sampling
 from tests.unit.tiny_engine import TOKENIZER, make_engine, shared_engine
 
@@ -105,30 +105,79 @@ def test_a_full_service_is_waited_for(service):
     assert without_ids(wait()) == without_ids(expected()[:2])
 
 
-@pytest.mark.parametrize("broken", ["shorter than told", "no JSON"])
-def test_an_answer_that_broke_off_is_asked_for_again(broken, monkeypatch):
-    monkeypatch.setattr("cluster.serving.service_client._PAUSE_SECONDS", 0.01)
-    whole = orjson.dumps(write_completions(expected()[:1]))
-    answers = [b"<html>" if broken == "no JSON" else whole[:-9], whole]
+@contextlib.contextmanager
+def sending(*answers):
+    """Yield the address of something that sends these bytes, the ones of a connection after those of another."""
 
-    def answer(connection):
-        body = answers.pop(0)
-        connection.recv(1 << 16)
-        told = len(body) if broken == "no JSON" else len(whole)
-        connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % told + body)
-
-    def serve(listening):
-        while answers:
+    def send(listening):
+        for answer in answers:
             with listening.accept()[0] as connection:
-                answer(connection)
+                connection.recv(1 << 16)
+                connection.sendall(answer)
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=serve, args=(listening,))
+        thread = threading.Thread(target=send, args=(listening,))
         thread.start()
-        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        found = ServiceCalls(Service(address), 1).send(REQUESTS[:1])()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         thread.join()
-    assert without_ids(found) == without_ids(expected()[:1])
+
+
+def answer(body, *, status="200 OK", lines="", told_bytes=None):
+    length = len(body) if told_bytes is None else told_bytes
+    return f"HTTP/1.0 {status}\r\nContent-Length: {length}\r\n{lines}\r\n".encode() + body
+
+
+WHOLE = orjson.dumps({"completions": [[{"id": "row 0", "sample": 0, "text": "", "token_ids": [], "logprobs": None,
+                                        "finish_reason": "stop", "error": None}]]})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        answer(WHOLE[:-9], told_bytes=len(WHOLE)),
+        answer(b"<html>"),
+        answer(b"[]"),
+        answer(b'{"completions": []}'),
+        answer(b'{"completions": [["text"]]}'),
+        answer(b"", status="503 Busy", lines="Retry-After: Wed, 21 Oct 2026 07:28:00 GMT\r\n"),
+    ],
+)
+def test_an_answer_that_broke_off_or_is_another_is_asked_for_again(first, monkeypatch):
+    monkeypatch.setattr("cluster.serving.service_client._PAUSE_SECONDS", 0.01)
+    with sending(first, answer(WHOLE)) as address:
+        ((done,),) = ServiceCalls(Service(address), 1).send(REQUESTS[:1])()
+    assert (done.prompt_ids, done.finish_reason) == (REQUESTS[0].prompt_ids, "stop")
+
+
+def test_a_refusal_that_does_not_say_why_ends_the_run():
+    with (
+        sending(answer(b"<html>", status="413 Too Large")) as address,
+        pytest.raises(RunFailedError, match="found the answer 413, which does not say why"),
+    ):
+        ServiceCalls(Service(address), 1).send(REQUESTS[:1])()
+
+
+@pytest.mark.parametrize("body", [b"[]", b"1", b"{}", b'{"data": []}', b'{"data": [1]}', b'{"data": [{"id": "gpt"}]}'])
+def test_another_service_is_told_from_a_herd_serve(body):
+    with sending(answer(body)) as address, pytest.raises(ResourceError, match="another service; expected a herd serve"):
+        Service(address).require(DIGEST, "fp32")
+
+
+def test_an_address_or_a_key_that_http_does_not_know_is_named():
+    with pytest.raises(ResourceError, match="Invalid IPv6 URL; expected a herd serve"):
+        Service("http://[::1").require(DIGEST, "fp32")
+    for key in ("ключ", "hush\nhush"):
+        with pytest.raises(ResourceError, match="HERD_API_KEY: found a key that HTTP cannot carry"):
+            Service("http://127.0.0.1:9", key).require(DIGEST, "fp32")
+
+
+def test_an_address_that_is_mute_is_named_soon(monkeypatch):
+    monkeypatch.setattr("cluster.serving.service_client._GREETING_SECONDS", 0.2)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as mute,
+        pytest.raises(ResourceError, match="found timed out; expected a herd serve that answers"),
+    ):
+        Service(f"http://127.0.0.1:{mute.getsockname()[1]}").require(DIGEST, "fp32")
 
 
 def test_a_request_the_service_refuses_fails_alone(service):
