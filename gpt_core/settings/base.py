@@ -74,7 +74,8 @@ class ClusterSettings(Settings):
     """Ray cluster to use: "auto", HOST:PORT or ray://HOST:PORT (herd submit: http://HEAD:8265); null starts a Ray of
     its own, or takes RAY_ADDRESS."""
     num_cpus: Count | None = None
-    """CPUs the job's own Ray may use; null means all of this machine. Not allowed together with an address."""
+    """CPUs the job's own Ray may use; null means all that this process may, within the quota of its container. Not
+    allowed together with an address."""
     min_cpus: Count | None = None
     """Free CPUs to wait for on a cluster, so that its autoscaler adds nodes; null takes those that are there."""
     min_gpus: Count | None = None
