@@ -50,6 +50,30 @@ def check_finished(plans: ShardPlans, made: Manifest) -> None:
         write_times(kept, now)
 
 
+def other_files(plans: ShardPlans, made: Manifest) -> StaleOutputError:
+    """Return the error for a finished corpus that was made from files of other names or sizes, naming the first."""
+    sizes = (made.files.column(name).to_pylist() for name in ("source", "name", "num_bytes"))
+    before = {(source, name): num_bytes for source, name, num_bytes in zip(*sizes, strict=True)}
+    now = {(file.source, file.name): file.num_bytes for file in plans.files}
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    found = "the same files in another order"
+    if changed:
+        first = changed[0]
+        if first not in now:
+            found = f"{first[1]} gone"
+        elif first not in before:
+            found = f"{first[1]} added"
+        else:
+            found = f"{first[1]} changed from {before[first]} to {now[first]} bytes"
+        found += f", and {len(changed) - 1:,} more changed," if len(changed) > 1 else ""
+    return StaleOutputError(
+        f"{made.folder}: input files",
+        f"{found} since the corpus was made",
+        "the input it was made from",
+        "restore the input, or choose another output folder",
+    )
+
+
 def check_resumed(folder: str, plans: ShardPlans) -> None:
     """Raise StaleOutputError if a file was edited, at the same size, since an unfinished job read some of it.
 

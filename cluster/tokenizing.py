@@ -121,6 +121,8 @@ def finished(settings: TokenizeSettings, inputs: Inputs) -> Tokenized | None:
             input_guard.check_finished(inputs.plans, found)
             Ledger(settings.output).remove()  # a kill right after the commit leaves it
             return summary_of(found)
+        case manifest.Differs(manifest.INPUT_FILES):
+            raise input_guard.other_files(inputs.plans, manifest.read(settings.output))
         case manifest.Differs(name, old, new):
             raise StaleOutputError(
                 f"{settings.output}: {name}",

@@ -33,6 +33,8 @@ from gpt_core.tokens.vocabulary import VOCABULARY
 FORMAT = "gpt-herd corpus 1"
 MANIFEST = "manifest.json"
 REJECTS = "rejects"
+INPUT_FILES = "input files"
+"""What differs, by name, where the settings are the same and the input is another."""
 _BLANK_DIGEST = "0" * 64
 _LEAVES_FOLDER = r"^/|(^|/)\.\.(/|$)|:|\\"
 _REMEDY = "run `herd verify` on the folder; restore it, or delete it and tokenize again"
@@ -207,7 +209,7 @@ def compare(folder: str, settings: Mapping[str, Any], input_fingerprint: str) ->
     if difference := first_difference(manifest.settings, plain):
         return Differs(*difference)
     if manifest.header["input"] != input_fingerprint:
-        return Differs("input files", manifest.header["input"], input_fingerprint)
+        return Differs(INPUT_FILES, manifest.header["input"], input_fingerprint)
     return Same(manifest)
 
 

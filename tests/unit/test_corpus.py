@@ -118,7 +118,7 @@ def test_a_corpus_smaller_than_a_window_or_a_batch_is_refused(tiny: TinyCorpus) 
 
 
 def test_a_split_that_is_not_there_is_refused(tiny: TinyCorpus) -> None:
-    with pytest.raises(CorpusError, match="no split 'test'; expected one of: train, validation; .*--validation_fraction"):
+    with pytest.raises(CorpusError, match=r"no split 'test'; expected one of: train, .*--validation_fraction"):
         Corpus(str(tiny.folder), "test")
 
 

@@ -73,6 +73,23 @@ def test_an_edited_file_is_not_taken_for_the_one_that_a_finished_corpus_was_made
     assert tokenizing.finished(settings, tokenizing.resolve(settings)) is not None
 
 
+def test_a_file_that_was_added_grown_or_lost_since_a_corpus_was_made_is_named(settings: TokenizeSettings) -> None:
+    made(settings)
+    folder = Path(settings.input[0])
+
+    def refused() -> str:
+        with pytest.raises(StaleOutputError) as raised:
+            tokenizing.finished(settings, tokenizing.resolve(settings))
+        return raised.value.found
+
+    (folder / "d.jsonl").touch()
+    assert refused() == "d.jsonl added since the corpus was made"
+    (folder / "b.jsonl").unlink()
+    assert refused() == "b.jsonl gone, and 1 more changed, since the corpus was made"
+    (folder / "a.jsonl").write_text("hello")
+    assert refused() == "a.jsonl changed from 1490 to 5 bytes, and 2 more changed, since the corpus was made"
+
+
 def test_a_touched_file_is_read_once_more_and_then_known(
     settings: TokenizeSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
