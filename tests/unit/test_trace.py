@@ -1,6 +1,7 @@
 """Trace: a cell leads to the bytes of text it read, and a document to every cell that reads it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,10 @@ from gpt_core.corpus.shards import ShardWriter
 from gpt_core.corpus.tokenize_shard import ShardTokenizer
 from gpt_core.corpus.trace import CellTrace, trace_cell, trace_document
 from gpt_core.errors import CorpusError
+from gpt_core.model.presets import ModelShape
 from gpt_core.settings import TokenizeSettings, TraceSettings
+from gpt_core.training import checkpoint
+from gpt_core.training.checkpoint import Description
 from jobs import trace as trace_job
 
 END_OF_TEXT = 256
@@ -150,3 +154,20 @@ def test_files_are_named_whole_and_places_in_tables_are_rows(tmp_path: Path) -> 
 
     assert lines[1] == f"  train/00000000.arrow:1  {tmp_path}/in/deep/t.parquet rows 1..2, tokens 0..21 of 21"
     assert lines[5] == f"  train/00000000.arrow:5  {tmp_path}/in/u.txt bytes 0..20, tokens 0..16 of 21"
+
+
+def test_steps_beyond_the_end_of_a_run_are_told_apart(folder: Path, corpus: Corpus, tmp_path: Path) -> None:
+    document = "train/00000002.arrow:7"
+    first, *_, last = (reading.step + 1 for reading in trace_document(corpus, order_of(corpus), document))
+    assert first < last
+    settings = {"seed": 7, "window_tokens": 40, "batch_sequences": 4, "num_steps": last - 1}
+    shape = ModelShape(1, 1, 8, num_positions=8, vocabulary_size=257)
+    checkpoint.write(tmp_path, Description(step=1, tokens=160, shape=shape, settings=settings), {}, {})
+
+    def asked(**question: Any) -> str:
+        given = {"corpus": str(folder), "run": str(tmp_path), **question}
+        return trace_job.main(TraceSettings.model_validate(given)).splitlines()[0]
+
+    assert "ends" not in asked(step=last - 1, row=0)
+    assert asked(step=last, row=0).endswith(f"; the run ends at step {last - 1}, a longer one would read")
+    assert asked(document=document).endswith(f"of epoch 0; the run ends at step {last - 1}, before 1 of them")
