@@ -176,7 +176,7 @@ def finished(settings: EvaluateSettings, inputs: Inputs) -> Evaluated | None:
     Raises:
         StaleOutputError: If the folder holds another evaluation, naming the first setting that differs.
     """
-    found = made_already(settings.output, RESULT, inputs.decisive, "a result for")
+    found = made_already(settings.output, RESULT, inputs.decisive, "a result for", inputs.checkpoint.path)
     if found is None:
         return None
     measured = Measured(**found["measured"]) if found["measured"] else None

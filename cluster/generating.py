@@ -128,7 +128,7 @@ def finished(settings: GenerateSettings, inputs: Inputs) -> Generated | None:
     Raises:
         StaleOutputError: If the folder holds another dataset, naming the first setting that differs.
     """
-    found = made_already(settings.output, MANIFEST, inputs.decisive, "a dataset made with")
+    found = made_already(settings.output, MANIFEST, inputs.decisive, "a dataset made with", inputs.checkpoint)
     if found is None:
         return None
     return Generated(**found["generated"])

@@ -22,7 +22,7 @@ from gpt_core import sealed_json
 from gpt_core.errors import ResourceError, StaleOutputError
 from gpt_core.ledger import first_difference
 from gpt_core.settings import FinetuneJob, JobSettings, PretrainJob
-from gpt_core.storage import Storage, is_url, local_folder
+from gpt_core.storage import Location, Storage, is_url, local_folder
 
 REJECTS = "rejects.jsonl"
 _RUN_KEY = "tracking/run-key"  # beside where a local output has its records
@@ -183,7 +183,9 @@ def _looked_up(name: str, stage: Stage[S_contra, I, R_co], settings: S_contra) -
     return inputs, done
 
 
-def made_already(output: str, name: str, decisive: dict[str, Any], told: str) -> dict[str, Any] | None:
+def made_already(
+    output: str, name: str, decisive: dict[str, Any], told: str, checkpoint: Location
+) -> dict[str, Any] | None:
     """Return the sealed JSON object that a finished stage wrote under OUTPUT, None if there is none.
 
     Args:
@@ -191,6 +193,7 @@ def made_already(output: str, name: str, decisive: dict[str, Any], told: str) ->
         name: The file.
         decisive: The settings that decide the result; the file has those it was made with as "settings".
         told: What the file holds, such as "a result for", before the other value of a setting.
+        checkpoint: Where the checkpoint lies whose digest is among the settings; digests are told as such places.
 
     Raises:
         StaleOutputError: It was made with others; names the first that differs.
@@ -198,6 +201,10 @@ def made_already(output: str, name: str, decisive: dict[str, Any], told: str) ->
     found = sealed_json.read(Storage.of(output).join(name))
     if found is not None and (difference := first_difference(found["settings"], decisive)):
         setting, old, new = difference
+        if setting == "checkpoint":
+            from gpt_core.training.checkpoint import path_of_digest
+
+            old, new = path_of_digest(old, checkpoint), str(checkpoint)
         remedy = "choose another output folder, or delete it"
         raise StaleOutputError(f"{output}: {setting}", f"{told} {old!r}", f"{new!r}", remedy)
     return found

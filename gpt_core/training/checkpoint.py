@@ -16,7 +16,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -207,6 +207,15 @@ def _absolute(path: Location) -> Location:
 def weights_digest(path: Location | str) -> str:
     """Return the SHA-256 of a checkpoint's weights file: what names a model, whoever trained it where."""
     return _read_json(location(path))["files"][WEIGHTS]["sha256"]
+
+
+def path_of_digest(digest: str, beside: Location) -> str:
+    """Return where in a run, of which one checkpoint is given, that of a weights digest lies; the digest if nowhere."""
+    for path in folders.list_folders(beside.parent):
+        with suppress(CheckpointError):
+            if weights_digest(path) == digest:
+                return str(path)
+    return digest
 
 
 def prune(run_folder: Location | str, keep: int, best_by: str | None = "validation_loss") -> list[Location]:

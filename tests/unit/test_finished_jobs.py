@@ -16,9 +16,12 @@ from cluster import stages
 from cluster.recording.journal import read_all
 from cluster.recording.replay import JOURNAL_NAME
 from cluster.tracking import TrackingOptions, open_run, runs
-from gpt_core.errors import ResourceError
+from gpt_core import sealed_json
+from gpt_core.errors import ResourceError, StaleOutputError
 from gpt_core.settings import ClusterSettings, TokenizeJob, TrackingSettings
 from gpt_core.storage import Storage
+from gpt_core.training import checkpoint
+from tests.tiny_checkpoint import write_tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +58,17 @@ def test_a_store_that_is_still_away_is_told_and_no_error(
     stage: Any = SimpleNamespace(resolve=lambda settings: None, finished=lambda settings, inputs: "made")
     assert stages.run_alone("pretrain", stage, job) == "made"
     assert "has not taken all records; a rerun sends those" in capsys.readouterr().err
+
+
+def test_a_result_of_another_checkpoint_of_the_run_names_both(tmp_path: Path) -> None:
+    write_tiny_checkpoint(tmp_path / "run", seed=1)
+    first = checkpoint.path_of(tmp_path / "run", 1)
+    second = shutil.move(write_tiny_checkpoint(tmp_path / "other", seed=2) / "checkpoints" / first.name, f"{first}0")
+    for made, told in ((checkpoint.weights_digest(first), str(first)), ("0" * 64, "0" * 64)):
+        sealed_json.write(tmp_path / "out.json", {"settings": {"checkpoint": made}})
+        settings = {"checkpoint": checkpoint.weights_digest(second)}
+        with pytest.raises(StaleOutputError, match=f"checkpoint: found one of '{told}'; expected '{second}'"):
+            stages.made_already(str(tmp_path), "out.json", settings, "one of", Path(second))
 
 
 def key_of_a_run(folder: Path, output: str) -> str:
