@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from gpt_core.corpus.reject_lines import number_lines
 from gpt_core.corpus.rejects import read_rejects
 from gpt_core.corpus.shards import ShardStats
 from gpt_core.corpus.tokenize_shard import ShardTokenizer, TokenizeOptions
+from gpt_core.counted import counted
 from gpt_core.documents.file_columns import FileColumns
 from gpt_core.documents.input_changes import file_digests, gather
 from gpt_core.documents.shard_plan import ShardPlans, plan_shards
@@ -41,8 +43,8 @@ class Inputs:
     plans: ShardPlans
     tokenizer: Tokenizer
     decisive: dict[str, Any]
-    num_ignored: int
-    """Files in the folders of the input that are hidden or of no known suffix."""
+    ignored: Counter[str]
+    """Files in the folders of the input that are hidden or of no known suffix, by suffix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def resolve(settings: TokenizeSettings) -> Inputs:
         source.name: source.model_dump(mode="json", include={"weight", "text_field", "separator"})
         for source in settings.named_sources()
     }
-    return Inputs(plans, tokenizer, decisive, sum(listing.num_ignored for listing in found))
+    return Inputs(plans, tokenizer, decisive, sum((listing.ignored for listing in found), Counter[str]()))
 
 
 def _listed(settings: TokenizeSettings) -> list[Listing]:
@@ -103,7 +105,7 @@ def _without_output(output: str, listing: Listing) -> Listing:
             "input of its own",
             "choose an output folder beside the input",
         )
-    return Listing(files.taken(np.array(kept, np.int64)), listing.num_ignored)
+    return Listing(files.taken(np.array(kept, np.int64)), listing.ignored)
 
 
 def _real(place: str) -> str:
@@ -136,9 +138,8 @@ def finished(settings: TokenizeSettings, inputs: Inputs) -> Tokenized | None:
 
 def perform(settings: TokenizeSettings, inputs: Inputs, cluster: Cluster, run: Run) -> Tokenized:
     """Tokenize every plan, commit the corpus, record it in the run and return what it holds."""
-    if inputs.num_ignored:
-        ignored = f"{inputs.num_ignored:,} files in folders, hidden or of no known suffix"
-        say(f"tokenize: left out {ignored}; a glob takes any")
+    if inputs.ignored:
+        say(f"tokenize: left out {told_ignored(inputs.ignored)}; a glob takes any")
     carried = _carry_vocabulary(settings.output, inputs.tokenizer)
     vocabulary = Storage.of(settings.output).join(carried) if carried else settings.tokenizer.name
     job = ShardJob(
@@ -180,11 +181,20 @@ def remarks_on(settings: TokenizeSettings, written: Manifest) -> Iterator[str]:
         first = next(read_rejects(storage.join(written.shards.column("path")[row].as_py())))
         name, line = first["file"], first["line"]
         place = f"{name}, line {line}" if line else place_in(name, first["start"])
-        folder = storage.join(manifest.REJECTS)
-        yield f"set aside {written.num_rejected:,} documents in {folder}; the first, {place}: {first['reason']}"
+        aside = f"{counted(written.num_rejected, 'document')} in {storage.join(manifest.REJECTS)}"
+        yield f"set aside {aside}; the first, {place}: {first['reason']}"
     if (settings.validation_fraction or settings.validation_tail) and "validation" not in written.splits:
         larger = "a larger --validation_fraction holds out more documents, --validation_tail their ends"
         yield f"nothing is held out, there is no split 'validation'; {larger}"
+
+
+def told_ignored(ignored: Counter[str]) -> str:
+    """Return how many files were passed over, and the commonest of their suffixes."""
+    most = sorted(ignored.items(), key=lambda item: (-item[1], item[0]))[:5]
+    told = [f"{count:,} {suffix or 'without one'}" for suffix, count in most]
+    if rest := ignored.total() - sum(count for _, count in most):
+        told.append(f"{rest:,} others")
+    return f"{counted(ignored.total(), 'file')} in folders, hidden or of no known suffix ({', '.join(told)})"
 
 
 def options_for(settings: TokenizeSettings, inputs: Inputs, vocabulary: str) -> TokenizeOptions:

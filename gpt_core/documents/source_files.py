@@ -9,6 +9,7 @@ import posixpath
 import re
 import sysconfig
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,10 +95,10 @@ class SourceSpec:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The files of a source by name, and how many others its folders hold."""
+    """The files of a source by name, and how many others its folders hold, by their suffixes."""
 
     files: FileColumns
-    num_ignored: int
+    ignored: Counter[str]
 
 
 def list_files(spec: SourceSpec) -> list[SourceFile]:
@@ -115,7 +116,7 @@ def find_files(spec: SourceSpec) -> Listing:
     for path in spec.paths:
         with _unreadable_named(spec, path):
             search.add_path(path)
-    return Listing(search.columns(), search.num_ignored)
+    return Listing(search.columns(), search.ignored)
 
 
 class _Search:
@@ -127,23 +128,25 @@ class _Search:
         self._kinds: dict[tuple[str, str, Compression | None], int] = {}
         self._numbers, self._sizes, self._times = array("i"), array("q"), array("q")
         self._names: list[str] = []
-        self.num_ignored = 0
+        self.ignored = Counter[str]()
 
     def add_path(self, path: str) -> None:
         """Take the files of one path; there is at least one, or the path is a mistake."""
-        num_names, num_ignored = len(self._names), self.num_ignored
+        num_names, num_ignored = len(self._names), self.ignored.total()
         root, found, is_searched = self._below(_expanded(path))
         for name, num_bytes, changed_ns in found:
             suffixes = _suffixes(name)
+            if any(pattern.fullmatch(name) for pattern in self._excluded):
+                continue
             if is_searched and not _is_known(name, suffixes[0], self._spec.kind):
-                self.num_ignored += 1
-            elif not any(pattern.fullmatch(name) for pattern in self._excluded):
+                self.ignored[posixpath.splitext(name)[1]] += 1
+            else:
                 self._numbers.append(self._kinds.setdefault((root, *suffixes), len(self._kinds)))
                 self._names.append(name)
                 self._sizes.append(num_bytes)
                 self._times.append(changed_ns)
         if len(self._names) == num_names:
-            raise _nothing_found(self._spec, path, self.num_ignored - num_ignored)
+            raise _nothing_found(self._spec, path, self.ignored.total() - num_ignored)
 
     def columns(self) -> FileColumns:
         """Return the files by name, each once."""

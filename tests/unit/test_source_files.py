@@ -51,7 +51,7 @@ def test_a_folder_gives_its_visible_text_and_data_files_by_name(folder: Path) ->
     ]
 
     assert names(folder) == expected
-    assert find_files(SourceSpec("s", (str(folder),))).num_ignored == len(NAMES) - len(expected)
+    assert find_files(SourceSpec("s", (str(folder),))).ignored.total() == len(NAMES) - len(expected)
 
 
 def test_formats_follow_the_suffixes(folder: Path) -> None:

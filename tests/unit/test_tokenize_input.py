@@ -73,11 +73,15 @@ def test_shards_committed_before_held_out_ends_were_counted_make_a_corpus(tmp_pa
     assert written.header["documents"]["tails"] == 0
 
 
-def test_files_that_were_passed_over_are_counted(tmp_path: Path) -> None:
+def test_files_that_were_passed_over_are_counted_by_suffix_unless_they_were_excluded(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    for name in ("a.txt", "b.exe", "c.bz2"):
+    for name in ("a.txt", "b.exe", "c.exe", "d.bz2", "e", "x.1", "x.2", "x.3", "gone.docx"):
         (tmp_path / "in" / name).write_text("x")
-    assert tokenizing.resolve(settings_of(tmp_path / "out", tmp_path / "in")).num_ignored == 2
+    source = {"name": "all", "paths": [str(tmp_path / "in")], "exclude": ["gone.*"]}
+    found = tokenizing.resolve(settings_of(tmp_path / "out", input=[], sources=[source])).ignored
+    assert tokenizing.told_ignored(found) == (
+        "7 files in folders, hidden or of no known suffix (2 .exe, 1 without one, 1 .1, 1 .2, 1 .3, 1 others)"
+    )
 
 
 def test_a_weight_too_small_to_be_met_is_refused_before_anything_is_read(tmp_path: Path) -> None:
