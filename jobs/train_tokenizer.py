@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from gpt_core.errors import StaleOutputError
 from gpt_core.settings import TrainTokenizerSettings
 from jobs import cli
 
@@ -23,6 +24,7 @@ def main(settings: TrainTokenizerSettings) -> str:
     check_new(settings.output, "file")
     texts = _Texts(settings)
     ranks = train_ranks(texts, settings.vocabulary_size)
+    _check_same(settings.output, ranks)
     write_ranks(settings.output, ranks)
     tokenizer = load_tokenizer(settings.output)
     lines = [f"{settings.output}: {tokenizer.vocabulary_size:,} ids, end of text included"]
@@ -30,6 +32,16 @@ def main(settings: TrainTokenizerSettings) -> str:
         place = place_in(texts.first_reject.file, texts.first_reject.start)
         lines.append(f"left out {texts.num_rejects:,} documents; the first, {place}: {texts.first_reject.reason}")
     return "\n".join([*lines, f"digest {tokenizer.digest}"])
+
+
+def _check_same(output: str, ranks: dict[bytes, int]) -> None:
+    """Refuse to write over another vocabulary: a corpus made with it may want it still."""
+    from gpt_core.storage import Storage
+    from gpt_core.tokens.vocabulary import read_vocabulary
+
+    if Storage.of(output).exists(output) and (found := read_vocabulary(output)[0]) != ranks:
+        sizes = (f"{len(found) + 1:,} ids of other text or settings", f"those {len(ranks) + 1:,} ids that were learned")
+        raise StaleOutputError(f"{output}: vocabulary", *sizes, "choose another file, or delete it")
 
 
 class _Texts:

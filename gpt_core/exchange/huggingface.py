@@ -292,7 +292,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(str(path), type(error).__name__, "a JSON file", "check the path") from error
+        found = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "no JSON text"
+        raise CheckpointError(str(path), found, "a JSON file", "check the path") from error
     if not isinstance(values, dict):
         raise CheckpointError(str(path), type(values).__name__, "a JSON object", "check the path")
     return values

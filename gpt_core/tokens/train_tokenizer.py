@@ -44,7 +44,7 @@ def train_ranks(texts: Iterable[str], vocabulary_size: int) -> dict[bytes, int]:
             "train-tokenizer",
             f"text for {len(ranks) - 256} merges only",
             f"{vocabulary_size - 257} merges for a vocabulary of {vocabulary_size}",
-            "give more text or a smaller vocabulary",
+            f"give more text, or a --vocabulary_size of {len(ranks) + 1} at most",
         )
     return ranks
 

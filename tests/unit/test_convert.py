@@ -72,7 +72,7 @@ def test_a_folder_that_is_no_model_is_named(capsys, tmp_path):
     code, _, err = herd(capsys, "import", "--model", tmp_path / "empty", "--output", tmp_path / "run")
     assert code == 2
     path = tmp_path / "empty" / "config.json"
-    assert err == f"{path}: found FileNotFoundError; expected a JSON file; check the path\n"
+    assert err == f"{path}: found no such file or directory; expected a JSON file; check the path\n"
 
 
 def test_a_folder_without_a_checkpoint_is_named(capsys, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt_core.errors import CorpusError, ResourceError, SettingsError
+from gpt_core.errors import CorpusError, ResourceError, SettingsError, StaleOutputError
 from gpt_core.settings import TrainTokenizerSettings
 from gpt_core.tokens.tokenizer import load_tokenizer
 from gpt_core.tokens.train_tokenizer import train_ranks, write_ranks
@@ -89,7 +89,7 @@ def test_a_vocabulary_below_the_bytes_is_refused() -> None:
 
 @needs_rustbpe
 def test_too_little_text_says_how_much_there_is() -> None:
-    with pytest.raises(CorpusError, match="found text for 2 merges only; expected 743 merges"):
+    with pytest.raises(CorpusError, match=r"found text for 2 merges only; expected 743 merges .* 259 at most"):
         train_ranks(["abc"], 1000)
 
 
@@ -110,3 +110,18 @@ def test_the_command_says_how_many_documents_it_left_out(tmp_path: Path) -> None
     assert len(said) == 3
     start = sum(len(line) + 1 for line in lines)
     assert said[1].startswith(f"left out 2 documents; the first, a.jsonl, byte {start}: found broken JSON")
+
+
+@needs_rustbpe
+def test_another_vocabulary_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(" ".join(TEXTS))
+
+    def run(vocabulary_size: int) -> str:
+        asked = {"input": [str(tmp_path / "a.txt")], "output": str(tmp_path / "own")}
+        return train_job.main(TrainTokenizerSettings.model_validate({**asked, "vocabulary_size": vocabulary_size}))
+
+    assert run(260) == run(260)
+    whole = (tmp_path / "own").read_bytes()
+    with pytest.raises(StaleOutputError, match="found 260 ids of other text or settings; expected those 261 ids"):
+        run(261)
+    assert (tmp_path / "own").read_bytes() == whole
