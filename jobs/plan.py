@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 SETTINGS = PlanSettings
 EXAMPLE = "--preset gpt3-13b --gpus 64 --gpu h100 --mfu 0.4"
 Row = tuple[str, str, str]
+_LEAST_TOLD = 0.01  # of units there is a smaller one of
 
 
 def main(settings: PlanSettings) -> str:
@@ -75,15 +76,24 @@ def _compute_rows(settings: PlanSettings, work: "Work") -> Iterator[Row]:
         flops = work.flops(formula)
         used = ", used below" if formula == settings.flops_formula else ""
         yield "compute", f"{flops:.3g} FLOP", formulas[formula] + used
-        if used:
+        if used and petaflops_days(flops) >= _LEAST_TOLD:
             yield "", f"{petaflops_days(flops):,.5g} petaflop/s-days", "FLOP / (1e15 x 86,400)"
+
+
+def _told(of: str, days: float) -> str:
+    """Return a time in the largest unit of which it is one or more."""
+    for unit, number in (("days", 1), ("hours", 24), ("minutes", 1440)):
+        if days * number >= 1:
+            return f"{days * number:,.4g} {of}{unit}"
+    return f"{days * 86_400:,.4g} {of}seconds"
 
 
 def _time_rows(settings: PlanSettings, duration: "Duration") -> Iterator[Row]:
     yield "throughput", f"{duration.tokens_a_second:,.0f} tokens/s", "D / time"
-    yield "time", f"{duration.days:,.4g} days", "FLOP / (GPUs x rate)"
-    yield "", f"{duration.gpu_days:,.4g} GPU-days", "GPUs x time"
-    yield "", f"{duration.gpu_years:,.4g} GPU-years", "of 365.25 days"
+    yield "time", _told("", duration.days), "FLOP / (GPUs x rate)"
+    yield "", _told("GPU-", duration.gpu_days), "GPUs x time"
+    if duration.gpu_years >= _LEAST_TOLD:
+        yield "", f"{duration.gpu_years:,.4g} GPU-years", "of 365.25 days"
     if settings.dollars_per_gpu_hour is None:
         yield "price", "not known", "give --dollars_per_gpu_hour"
     else:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from gpt_core.errors import SettingsError
 from gpt_core.model.presets import PRESETS, ModelShape
 from gpt_core.settings.base import (
     Count,
@@ -59,8 +60,16 @@ class ShapeSettings(Settings):
         return replace(PRESETS[self.preset].shape, **{"vocabulary_size": vocabulary_size, **changes})
 
     def with_preset(self, preset: PresetName | None) -> Self:
-        """Return the settings with another preset, where one is given."""
-        return self if preset is None else self.model_copy(update={"preset": preset})
+        """Return the settings with another preset, where one is given.
+
+        Raises:
+            SettingsError: They name a third one themselves.
+        """
+        if preset is None:
+            return self
+        if self.preset not in (preset, ShapeSettings().preset):
+            raise SettingsError("model.preset", self.preset, f"no other than preset, {preset}", "give preset alone")
+        return self.model_copy(update={"preset": preset})
 
 
 class ModelSettings(ShapeSettings):

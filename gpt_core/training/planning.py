@@ -203,17 +203,19 @@ def find_layout(work: Work, num_gpus: int, memory_bytes: float) -> Layout:
         ResourceError: None fits; names the least memory found.
         SettingsError: The batch has fewer sequences than the copies need.
     """
+    usable = USABLE_MEMORY_SHARE * memory_bytes
     layouts = sorted(
         _layouts(work, num_gpus), key=lambda one: (one.tensor * one.pipeline, one.recomputed, one.pipeline)
     )
-    fitting = [one for one in layouts if one.memory_bytes <= USABLE_MEMORY_SHARE * memory_bytes]
+    fitting = [one for one in layouts if one.memory_bytes <= usable]
     if not fitting:
-        least = min(one.memory_bytes for one in layouts)
+        more = (num_gpus << doublings for doublings in range(1, 20))
+        enough = next((number for number in more if _least_bytes(work, number) <= usable), None)
         raise ResourceError(
             "gpus",
-            f"at least {least / 1e9:.1f} GB a GPU on {num_gpus}",
+            f"at least {_least_bytes(work, num_gpus) / 1e9:.1f} GB a GPU on {num_gpus}",
             f"at most {USABLE_MEMORY_SHARE:.0%} of {memory_bytes / 1e9:.0f} GB",
-            "use more or larger GPUs",
+            "use larger GPUs" if enough is None else f"use larger GPUs, or {enough:,} of these",
         )
     sequences = work.batch_tokens / work.window_tokens
     busy = [one for one in fitting if one.data * work.micro_batch_sequences <= sequences]
@@ -226,6 +228,10 @@ def find_layout(work: Work, num_gpus: int, memory_bytes: float) -> Layout:
             "use fewer GPUs or a larger batch",
         )
     return busy[0]
+
+
+def _least_bytes(work: Work, num_gpus: int) -> float:
+    return min(one.memory_bytes for one in _layouts(work, num_gpus))
 
 
 def _layouts(work: Work, num_gpus: int) -> list[Layout]:

@@ -72,7 +72,9 @@ def test_a_small_model_is_not_split():
 
 
 def test_what_does_not_fit_is_refused_with_the_memory_it_takes():
-    with pytest.raises(ResourceError, match=r"gpus: found at least \d+\.\d GB a GPU on 8; expected at most 90% of 80"):
+    with pytest.raises(
+        ResourceError, match=r"gpus: found at least \d+\.\d GB a GPU on 8; expected at most 90% of 80 .* or 64 of these"
+    ):
         find_layout(GPT3, 8, 80e9)
 
 
@@ -172,6 +174,25 @@ def test_the_networks_share_is_told_for_gradients_and_corpus(capsys):
 def test_a_rate_in_tokens_gives_that_throughput_back(capsys):
     words = "--preset gpt2 --tokens 10e9 --gpus 8 --tokens_per_second 468000"
     assert "3,744,000 tokens/s" in plan(capsys, *words.split())[1]
+
+
+def test_small_runs_are_told_in_small_units(capsys):
+    # 6 x 124,439,808 x 1e6 FLOP at 989e12 x 0.4 a second: 1.887 s on one GPU
+    words = "--preset gpt2 --gpus 1 --ramp_tokens 0 --tokens"
+    out = plan(capsys, *words.split(), "1e6")[1]
+    assert re.search(r"time +1\.887 seconds.*\n +1\.887 GPU-seconds", out)
+    assert "petaflop/s-days" not in out
+    assert "GPU-years" not in out
+    assert "31.46 minutes" in plan(capsys, *words.split(), "1e9")[1]
+
+
+def test_two_presets_are_refused(capsys):
+    for job in ("plan", "model"):
+        code = cli.main([job, "--preset", "gpt2", "--model.preset", "gpt3-xl"])
+        assert code == 2
+        assert "model.preset: found gpt3-xl; expected no other than preset, gpt2" in capsys.readouterr().err
+    assert plan(capsys, "--model.preset", "gpt3-xl")[0] == 2
+    assert plan(capsys, "--preset", "gpt2", "--model.preset", "gpt2", "--gpus", "1")[0] == 0
 
 
 def test_a_context_beyond_the_models_positions_is_refused(capsys):
