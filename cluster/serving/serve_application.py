@@ -24,11 +24,11 @@ def build(args: dict[str, Any]) -> Any:
     from cluster.serving import service
 
     settings = ServeSettings.model_validate(args)
-    require_http("serve deploy")
-    served = service.resolve(settings)
     # Nodes may still be on their way: what a replica needs is asked of Ray, not counted here.
     gpus = int(ray.cluster_resources().get("GPU", 0)) if settings.engine.device == "auto" else 0
     everything = Cluster("auto", sys.maxsize, gpus)
+    require_http("serve deploy", everything)
+    served = service.resolve(settings)
     engine = with_settled_precision(settings.engine, everything)
     settings = settings.model_copy(update={"engine": engine})
     generator = generator_deployment(served.checkpoint, engine, everything)

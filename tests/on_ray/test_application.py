@@ -1,14 +1,16 @@
 """The jobs of a cluster share one Ray Serve."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import ray
 from ray import serve
 
-from cluster.serving.application import deployed, require_http
+from cluster.serving.application import deployed, is_gone, is_own, require_http
 from cluster.session import Cluster
 from gpt_core.errors import ResourceError
 
@@ -60,4 +62,18 @@ def test_an_application_for_ray_serves_proxies_is_refused_while_a_job_has_none(c
         deployed(Answer.bind(), "herd-generate-1", cluster),
         pytest.raises(ResourceError, match=r"without HTTP on this cluster, for herd-generate-1; .* wait for their end"),
     ):
-        require_http("serve deploy")
+        require_http("serve deploy", cluster)
+    with pytest.raises(ResourceError, match=r"for a job that has died; .* run `serve shutdown` and try again"):
+        require_http("serve deploy", cluster)
+    serve.shutdown()
+
+
+@pytest.mark.parametrize("take_down", [lambda: serve.delete("herd-taken"), serve.shutdown])
+def test_an_application_that_somebody_took_down_is_known_to_be_gone(
+    cluster: Cluster, take_down: Callable[[], None]
+) -> None:
+    with deployed(Answer.bind(), "herd-taken", replace(cluster, address="auto")):
+        assert not is_gone("herd-taken")
+        ray.get(ray.remote(num_cpus=0)(take_down).remote())
+        assert is_gone("herd-taken")
+    assert not is_own("herd-taken")
