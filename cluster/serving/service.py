@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.progress import say
-from cluster.serving.application import applications_in_use, deployed, is_own
+from cluster.serving.application import applications_in_use, deployed, is_gone, is_own
 from cluster.serving.deployment import generator_deployment, with_settled_precision
 from cluster.serving.http_guard import Access, access_for, is_loopback
 from cluster.serving.http_server import listen
 from cluster.serving.ingress import HEAD_NODE, ingress_deployment
 from cluster.session import Cluster, connect
-from gpt_core.errors import ResourceError
+from gpt_core.errors import ResourceError, RunFailedError
 from gpt_core.settings import ServeJob, ServeSettings
 from gpt_core.storage import location
 
@@ -34,21 +34,41 @@ def serve_until_stopped(settings: ServeJob) -> str:
     Raises:
         CheckpointError: There is no whole checkpoint.
         ResourceError: The address is taken or needs a key, or there are too few CPUs or GPUs.
+        RunFailedError: Somebody else took the service down.
     """
     access = access_for(settings.host)
     served = resolve(settings)
     stopped = threading.Event()
     with (
         connect(settings.cluster) as cluster,
+        contextlib.ExitStack() as links,  # taken back after the drain, which waits for nothing
         running(settings, served, access, cluster) as address,
-        _linked(settings, served),
         _sigterm_sets(stopped),
     ):
-        _announce(settings, served, address, cluster)
-        while not stopped.wait(_WAKE_SECONDS) and is_own(application_name(settings.port)):
-            pass
-    end = "it was stopped" if stopped.is_set() else "another job took its place"
+        head = _head_name()
+        links.enter_context(_linked(settings, served, head))
+        _announce(settings, served, address, cluster, head)
+        end = _wait_for_end(application_name(settings.port), stopped)
     return f"served {served.checkpoint} at {address} until {end}"
+
+
+def _wait_for_end(name: str, stopped: threading.Event) -> str:
+    """Return why the service ends. That Ray does not answer, whose head may come back, is no reason.
+
+    Raises:
+        RunFailedError: It is gone.
+    """
+    from ray.exceptions import RayError
+
+    while not stopped.wait(_WAKE_SECONDS):
+        with contextlib.suppress(RayError):
+            was_taken_down = is_gone(name)
+            if not is_own(name):
+                return "another job took its place"
+            if was_taken_down:
+                remedy = "look for who ran `serve shutdown` or `serve delete`, and run this again"
+                raise RunFailedError(name, "no such application any more", "the one this command deployed", remedy)
+    return "it was stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +119,7 @@ def running(settings: ServeSettings, served: Served, access: Access, cluster: Cl
         try:
             yield f"http://{_bracketed(settings.host)}:{settings.port}"
         finally:
-            if is_own(name):
-                _drain(handle, settings.drain_seconds)
+            _drain(name, handle, settings.drain_seconds)
 
 
 def application_name(port: int) -> str:
@@ -129,9 +148,18 @@ def _error_of_listening(host: str, port: int) -> str | None:
     return None
 
 
-def _drain(handle: Any, seconds: float) -> None:
-    say("stopping: requests in progress may finish; Ctrl-C again leaves them")
-    left = handle.drain.remote(seconds).result(timeout_s=seconds + _CALL_SECONDS)
+def _drain(name: str, handle: Any, seconds: float) -> None:
+    """Let requests in progress finish, unless the service is gone or another's; a failure does not change its end."""
+    from ray.exceptions import RayError
+
+    try:
+        if is_gone(name) or not is_own(name):
+            return
+        say("stopping: requests in progress may finish; Ctrl-C again leaves them")
+        left = handle.drain.remote(seconds).result(timeout_s=seconds + _CALL_SECONDS)
+    except (RayError, TimeoutError) as error:
+        say(f"stopping: what became of requests in progress is not known: {type(error).__name__}")
+        return
     if left:
         say(f"stopping: {left} completions were not finished within {seconds:g} s")
 
@@ -146,27 +174,36 @@ def _sigterm_sets(stopped: threading.Event) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _linked(settings: ServeSettings, served: Served) -> contextlib.AbstractContextManager[None]:
-    """Let MLflow's run of the checkpoint link to the page meanwhile."""
+def _linked(settings: ServeSettings, served: Served, head: str) -> contextlib.AbstractContextManager[None]:
+    """Let MLflow's run of the checkpoint link to the page meanwhile, where people can open it."""
     from cluster.tracking.served import linked_to_page
     from gpt_core.training import checkpoint
 
-    if not settings.page:
+    if not settings.page or (is_loopback(settings.host) and head != socket.gethostname()):
         return contextlib.nullcontext()
-    host = socket.gethostname() if settings.host in _EVERY_ADDRESS else _bracketed(settings.host)
+    host = head if settings.host in _EVERY_ADDRESS else _bracketed(settings.host)
     digest = checkpoint.weights_digest(served.checkpoint)
     return linked_to_page(location(served.checkpoint), digest, f"http://{host}:{settings.port}/")
 
 
-def _announce(settings: ServeSettings, served: Served, address: str, cluster: Cluster) -> None:
+def _announce(settings: ServeSettings, served: Served, address: str, cluster: Cluster, head: str) -> None:
     engine = settings.engine
     say(f"serving {served.checkpoint} as {settings.model_name!r}: {engine.num_replicas} x {engine.num_slots} slots")
-    say(f"listening on {address} ({'this machine only' if is_loopback(settings.host) else 'API key required'})")
+    place, machine = ("", "this machine") if head == socket.gethostname() else (f" at {head}", "that machine")
+    say(f"listening on {address}{place} ({f'{machine} only' if is_loopback(settings.host) else 'API key required'})")
     if settings.page:
-        say(f"a page to watch it think: {address}/")
+        say(f"a page to watch it think{place}: {address}/")
     if cluster.address is None:
         say(f"metrics for Prometheus: {metrics_address()}")
-    say(f"try: curl {address}/v1/completions -H 'Content-Type: application/json' -d '{_EXAMPLE}'; Ctrl-C stops")
+    say(f"try{place}: curl {address}/v1/completions -H 'Content-Type: application/json' -d '{_EXAMPLE}'; Ctrl-C stops")
+
+
+def _head_name() -> str:
+    """Return the host name of the node on which the ingress listens."""
+    import ray
+
+    (head,) = [node for node in ray.nodes() if node["Alive"] and HEAD_NODE.keys() <= node["Resources"].keys()]
+    return head["NodeManagerHostname"]
 
 
 def metrics_address() -> str:

@@ -38,13 +38,15 @@ def linked_to_page(checkpoint: Location, digest: str, address: str) -> Iterator[
         return
     _complaining(import_mlflow)  # here: in a thread it could meet the service's own imports, half done
     linking = _started(lambda: _change_runs(uri, digest, lambda client, run: _link(client, run, address)))
+
+    def unlink() -> None:
+        linking.join()
+        _change_runs(uri, digest, lambda client, run: _unlink(client, run, address))
+
     try:
         yield
     finally:
-        linking.join(_CLOSING_SECONDS)
-        _started(lambda: _change_runs(uri, digest, lambda client, run: _unlink(client, run, address))).join(
-            _CLOSING_SECONDS
-        )
+        _started(unlink).join(_CLOSING_SECONDS)
 
 
 def _database_above(checkpoint: Location) -> str | None:

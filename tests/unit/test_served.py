@@ -99,8 +99,22 @@ def test_herd_serve_links_to_the_address_people_open(tmp_path, monkeypatch):
         ServeSettings(checkpoint=str(run), port=8123, host="0.0.0.0"),
         ServeSettings(checkpoint=str(run), page=False),
     ):
-        with service._linked(settings, service.resolve(settings)):
+        with service._linked(settings, service.resolve(settings), socket.gethostname()):
+            pass
+    for host in ("127.0.0.1", "0.0.0.0"):  # of a cluster's head: there nobody here reaches the first
+        elsewhere = ServeSettings(checkpoint=str(run), port=8123, host=host)
+        with service._linked(elsewhere, service.resolve(elsewhere), "head"):
             pass
     path = checkpoint.list_paths(run)[0]
-    assert [(Path(place), digest) for place, digest, _ in links] == [(path, checkpoint.weights_digest(path))] * 2
-    assert [address for *_, address in links] == ["http://127.0.0.1:8123/", f"http://{socket.gethostname()}:8123/"]
+    assert [(Path(place), digest) for place, digest, _ in links] == [(path, checkpoint.weights_digest(path))] * 3
+    here = ["http://127.0.0.1:8123/", f"http://{socket.gethostname()}:8123/"]
+    assert [address for *_, address in links] == [*here, "http://head:8123/"]
+
+
+def test_a_server_that_hangs_holds_the_end_up_for_seconds_once(trained, monkeypatch):
+    path, _, _ = trained
+    monkeypatch.setattr("cluster.tracking.served._CLOSING_SECONDS", 0.5)
+    monkeypatch.setattr("cluster.tracking.served._change_runs", lambda *_: time.sleep(5))
+    with linked_to_page(path, "abc", PAGE):
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 0.9
