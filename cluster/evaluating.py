@@ -12,6 +12,7 @@ from cluster.stages import REJECTS, log_output, made_already, write_rejects
 from gpt_core import sealed_json
 from gpt_core.corpus import manifest
 from gpt_core.corpus.corpus import Corpus
+from gpt_core.counted import counted
 from gpt_core.digests import canonical_json, sha256_hex
 from gpt_core.documents.source_files import SourceFile
 from gpt_core.errors import CheckpointError, CorpusError, SettingsError
@@ -79,7 +80,7 @@ class Evaluated:
                 f"{measured.bits_per_byte:.4f} bits per byte on {measured.num_tokens:,} tokens of the corpus"
             )
         lines += [f"{task.name} ({task.kind}): {_told(task.metrics)}" for task in self.tasks]
-        return lines + ([f"{self.num_rejects:,} rows set aside in {REJECTS}"] if self.num_rejects else [])
+        return lines + ([f"{counted(self.num_rejects, 'row')} set aside in {REJECTS}"] if self.num_rejects else [])
 
 
 def _told(metrics: dict[str, float]) -> str:

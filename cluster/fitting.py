@@ -24,6 +24,7 @@ from cluster.recording.journal import Tail
 from cluster.session import is_mistake_in_code, own_error_in, quiet_libraries
 from cluster.train_controller import kill_train_controller
 from cluster.worker_losses import LOSSES, Losses, newest_step
+from gpt_core.counted import counted
 from gpt_core.errors import ResourceError
 from gpt_core.training import checkpoint
 from gpt_core.training.training_plan import TrainingPlan
@@ -87,7 +88,7 @@ class Fitting:
         while True:
             count = self._count_now(group.hoped if group else 0)
             if group and count != group.count:
-                say(f"{self.title}: going on with {count} worker(s) instead of {group.count}")
+                say(f"{self.title}: going on with {counted(count, 'worker')} instead of {group.count}")
             group = _Group(self, count, losses, deadline)
             error = group.wait()
             if error is not None:

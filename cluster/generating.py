@@ -22,6 +22,7 @@ from cluster.session import Cluster
 from cluster.shard_job import ShardJob, run_shard_job
 from cluster.stages import log_output, made_already, write_rejects
 from gpt_core import sealed_json
+from gpt_core.counted import counted
 from gpt_core.digests import sha256_hex
 from gpt_core.errors import CorpusError
 from gpt_core.generation.prompts import PromptScan, scan_prompts
@@ -95,7 +96,7 @@ def service_of(settings: GenerateSettings) -> Service | None:
 
 def _told(scan: PromptScan) -> str:
     first = scan.rejects[0] if scan.rejects else None
-    told = f"{len(scan.rejects)} rows set aside"
+    told = f"{counted(len(scan.rejects), 'row')} set aside"
     return f"{told}, the first at {first.file}:{first.line}: {first.reason}" if first else told
 
 

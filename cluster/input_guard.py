@@ -12,6 +12,7 @@ import numpy as np
 
 from cluster.progress import say
 from gpt_core.corpus.manifest import Manifest
+from gpt_core.counted import counted
 from gpt_core.documents.input_changes import (
     InputFacts,
     edited_since,
@@ -108,7 +109,8 @@ def _suspects(plans: ShardPlans, before: np.ndarray, now: np.ndarray) -> list[in
     suspects = np.flatnonzero(before != now).tolist()
     if suspects:
         num_bytes = sum(plans.files[number].num_bytes for number in suspects)
-        say(f"tokenize: comparing the contents of {len(suspects):,} input files that were touched, {num_bytes:,} bytes")
+        told = counted(len(suspects), "input file")
+        say(f"tokenize: comparing the contents of {told}, touched since, {num_bytes:,} bytes")
     return suspects
 
 

@@ -19,6 +19,7 @@ from cluster.progress import meter
 from cluster.session import Cluster, quiet_libraries
 from cluster.shard_actor import ShardActor
 from gpt_core import errors
+from gpt_core.counted import counted
 from gpt_core.errors import RunFailedError
 from gpt_core.ledger import Ledger, Row
 from gpt_core.settings import PoolSettings
@@ -153,7 +154,7 @@ def _failed(job: ShardJob, failures: list[Row]) -> RunFailedError:
     first = failures[0]
     return RunFailedError(
         f"{job.title}: shard {first['index']} of {job.folder}",
-        f"{len(failures)} shard(s) that failed {job.pool.max_tries} times; the first with: {first['failure']}",
+        f"{counted(len(failures), 'shard')} that failed {job.pool.max_tries} times; the first with: {first['failure']}",
         "every shard to finish",
         "mend the cause and run the same command again; finished shards are kept",
     )

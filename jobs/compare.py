@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from gpt_core.counted import counted
 from gpt_core.settings import CompareSettings
 from jobs import cli
 
@@ -31,7 +32,9 @@ def _lines(parting: "Parting") -> list[str]:
     lines.append(f"  logged     to step {parting.steps[0]} and to step {parting.steps[1]}")
     for run, missing in zip(("first", "second"), parting.missing, strict=True):
         if missing:
-            lines.append(f"  missing    {len(missing)} step(s) of the {run} run's journal, step {missing[0]} first")
+            lines.append(
+                f"  missing    {counted(len(missing), 'step')} of the {run} run's journal, step {missing[0]} first"
+            )
     return [*lines, f"  steps      {_steps(parting)}"]
 
 

@@ -1,5 +1,6 @@
 """Recompute one step of a training run and compare its loss and gradient norm with the logged ones, bit for bit."""
 
+from gpt_core.counted import counted
 from gpt_core.errors import RunFailedError, SettingsError
 from gpt_core.settings import ReplaySettings
 from jobs import cli
@@ -33,7 +34,7 @@ def main(settings: ReplaySettings) -> str:
             f"the logged {', '.join(f'{before[name]!r}' for name in differing)}",
             "replay on the kind of machine, with the torch release and threads per worker of the run",
         )
-    lines = [f"step {settings.step} of {settings.run}, recomputed on {settings.num_workers} process(es):"]
+    lines = [f"step {settings.step} of {settings.run}, recomputed by {counted(settings.num_workers, 'worker')}:"]
     return "\n".join([*lines, *(f"  {name:<10}{value!r}, equal to the logged one" for name, value in now.items())])
 
 

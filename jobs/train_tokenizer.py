@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from gpt_core.counted import counted
 from gpt_core.errors import StaleOutputError
 from gpt_core.settings import TrainTokenizerSettings
 from jobs import cli
@@ -30,7 +31,8 @@ def main(settings: TrainTokenizerSettings) -> str:
     lines = [f"{settings.output}: {tokenizer.vocabulary_size:,} ids, end of text included"]
     if texts.first_reject is not None:
         place = place_in(texts.first_reject.file, texts.first_reject.start)
-        lines.append(f"left out {texts.num_rejects:,} documents; the first, {place}: {texts.first_reject.reason}")
+        left_out = counted(texts.num_rejects, "document")
+        lines.append(f"left out {left_out}; the first, {place}: {texts.first_reject.reason}")
     return "\n".join([*lines, f"digest {tokenizer.digest}"])
 
 

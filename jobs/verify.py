@@ -1,5 +1,6 @@
 """Check every digest of a corpus and name what is damaged."""
 
+from gpt_core.counted import counted
 from gpt_core.errors import CorpusError
 from gpt_core.settings import VerifySettings
 from jobs import cli
@@ -19,15 +20,14 @@ def main(settings: VerifySettings) -> str:
         print("\n".join(map(str, damage)))
         raise CorpusError(
             settings.folder,
-            f"{len(damage)} damaged place(s), the first in {damage[0].file}",
+            f"{counted(len(damage), 'damaged place')}, the first in {damage[0].file}",
             "every bit as it was written",
             "restore these files from a copy, or delete the corpus and tokenize again",
         )
     found = manifest.read(settings.folder)
     num_bytes = sum(split.num_bytes for split in found.splits.values())
-    return (
-        f"{settings.folder}: whole, {found.shards.num_rows} files, {num_bytes:,} bytes\nroot digest {found.root_digest}"
-    )
+    sizes = f"{counted(found.shards.num_rows, 'file')}, {num_bytes:,} bytes"
+    return f"{settings.folder}: whole, {sizes}\nroot digest {found.root_digest}"
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Literal
 
 import numpy as np
 
+from gpt_core.counted import counted
 from gpt_core.documents.file_columns import Compression, FileColumns, FileKind, Format, SourceFile
 from gpt_core.errors import CorpusError
 from gpt_core.storage import Storage, is_url
@@ -306,7 +307,7 @@ def _literal(part: str) -> str:
 
 
 def _nothing_found(spec: SourceSpec, path: str, num_ignored: int) -> CorpusError:
-    ignored = f"{num_ignored} files, none of a known suffix," if num_ignored else "no file"
+    ignored = f"{counted(num_ignored, 'file')}, none of a known suffix," if num_ignored else "no file"
     return CorpusError(
         f"source {spec.name!r}",
         f"{ignored} at {path} after exclusions",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
+from gpt_core.counted import counted
 from gpt_core.documents.byte_stream import RawFile
 from gpt_core.documents.document_batch import Document, ReadingOptions
 from gpt_core.documents.reader import read_documents
@@ -171,7 +172,7 @@ def nothing_to_score(task: Task, set_aside: Sequence[SetAside]) -> CorpusError:
     """Return the refusal of a task of which no row is left."""
     first = set_aside[0] if set_aside else None
     told = f", the first at {first.file}:{first.line}: {first.reason}" if first else ""
-    found = f"nothing to score ({len(set_aside)} rows set aside{told})"
+    found = f"nothing to score ({counted(len(set_aside), 'row')} set aside{told})"
     return CorpusError(task.path, found, f"at least one row of a {task.kind} task", "check the kind and the file")
 
 

@@ -56,7 +56,7 @@ def _main(output: Path, folder: Path, words: list[str]) -> None:
     seconds = seconds_to_next_step(output, lambda: cluster.remove_node(second, allow_graceful=False))
     (folder / "slow").touch()
     third = cluster.add_node(**NODE)
-    command.wait_until(lambda: "going on with 2 worker(s)" in command.said)
+    command.wait_until(lambda: "going on with 2 workers" in command.said)
     command.wait_for_step(newest_logged_step(output) + 20)
     _drain(third.node_id, str(cluster.address))
     command.wait_until(lambda: "a node is leaving" in command.said)

@@ -175,8 +175,8 @@ def test_a_node_that_crashes_and_one_that_joins_and_is_drained_change_the_worker
     output = tmp_path / "run"
     words = words_for(tmp_path, corpus, output, *losing_a_node.LONGER)
     said = losing_a_node.perform(words, output, tmp_path).said
-    assert said.count("going on with 1 worker(s) instead of 2") == 2
-    assert said.count("going on with 2 worker(s) instead of 1") == 1
+    assert said.count("going on with 1 worker instead of 2") == 2
+    assert said.count("going on with 2 workers instead of 1") == 1
     assert said.count("a node is leaving; writing a checkpoint and starting again on the others") == 1
     assert said.count("lost workers") == 1
     calm_words = words_for(tmp_path, corpus, tmp_path / "unused", *losing_a_node.LONGER)

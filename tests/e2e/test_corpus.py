@@ -69,7 +69,7 @@ def test_verify_names_file_batch_and_document_of_a_flipped_bit(folder: Path, tmp
     assert done.code == 2
     assert done.out == "train/00000001.arrow, batch 0, document 2: tokens do not match their checksum\n"
     assert done.err == (
-        f"{tmp_path}/corpus: found 1 damaged place(s), the first in train/00000001.arrow; expected every bit as it was "
+        f"{tmp_path}/corpus: found 1 damaged place, the first in train/00000001.arrow; expected every bit as it was "
         "written; restore these files from a copy, or delete the corpus and tokenize again\n"
     )
 

@@ -249,5 +249,5 @@ def test_a_dataset_begun_in_another_precision_is_not_gone_on_with(
 
 def test_a_job_without_a_usable_prompt_says_why(model: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n')
-    with pytest.raises(CorpusError, match=r"1 rows set aside, the first at bad\.jsonl:1: found the field 'text'"):
+    with pytest.raises(CorpusError, match=r"1 row set aside, the first at bad\.jsonl:1: found the field 'text'"):
         generating.resolve(settings_for(model, tmp_path / "bad.jsonl", tmp_path / "out"))

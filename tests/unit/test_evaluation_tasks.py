@@ -290,9 +290,7 @@ def test_a_perplexity_is_a_number_that_json_has(loss, expected):
 
 def test_a_file_without_an_item_is_refused(tmp_path):
     task = Task("l", "lambada", write_lines(tmp_path / "l.jsonl", ["{}"]), Wording("lambada"))
-    with pytest.raises(
-        CorpusError, match=r"nothing to score \(1 rows set aside, the first at l.jsonl:1: found no text"
-    ):
+    with pytest.raises(CorpusError, match=r"nothing to score \(1 row set aside, the first at l.jsonl:1: found no text"):
         plan_task(task, 0, Cut(BYTES, POSITIONS, 4))
 
 

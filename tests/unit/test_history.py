@@ -130,7 +130,7 @@ def test_steps_that_one_journal_lacks_are_told(run, tmp_path):
     lines = (run / history.JOURNAL).read_text().splitlines(keepends=True)
     (tmp_path / history.JOURNAL).write_text("".join(lines[:11] + lines[14:]))
     said = compare.main(CompareSettings(runs=(str(run), str(tmp_path))))
-    assert "  missing    3 step(s) of the second run's journal, step 12 first\n" in said
+    assert "  missing    3 steps of the second run's journal, step 12 first\n" in said
     assert "equal to the last bit in all 27 that both logged" in said
 
 
