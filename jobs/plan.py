@@ -162,7 +162,8 @@ def _storage_rows(settings: PlanSettings, work: "Work") -> Iterator[Row]:
     needs = CorpusNeeds(work.num_tokens, rate, settings.text_bytes_per_token, work.shape.vocabulary_size)
     yield "corpus", f"{needs.text_bytes / 1e9:,.1f} GB text", f"{settings.text_bytes_per_token:g} bytes a token"
     yield "", f"{needs.shard_bytes / 1e9:,.1f} GB shards", "2 bytes a token to 65,536 ids, else 4; places come on top"
-    yield "", f"{needs.core_hours:,.4g} core-hours", origin
+    hours = needs.core_hours
+    yield "", f"{hours:,.4g} core-hours" if hours >= 1 else _told("core-", hours / 24), origin
 
 
 def _table(rows: list[Row]) -> list[str]:

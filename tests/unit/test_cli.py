@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import warnings
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 import jobs
+from gpt_core.training.checkpoint import DamagedCheckpointWarning
 from jobs import cli
 from jobs.command_line import yaml_scalars
 from jobs.command_line.help_text import render
@@ -627,3 +629,8 @@ def test_overview_loads_no_heavy_library():
 def test_version_is_named(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("herd ")
+
+
+def test_a_warning_of_our_own_is_a_plain_line_and_one_of_a_library_names_its_place():
+    assert warnings.formatwarning("passed over", DamagedCheckpointWarning, "checkpoint.py", 136) == "passed over\n"
+    assert warnings.formatwarning("odd", UserWarning, "lib.py", 7, "call()") == "lib.py:7: UserWarning: odd\n  call()\n"

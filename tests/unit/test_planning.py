@@ -181,6 +181,7 @@ def test_small_runs_are_told_in_small_units(capsys):
     words = "--preset gpt2 --gpus 1 --ramp_tokens 0 --tokens"
     out = plan(capsys, *words.split(), "1e6")[1]
     assert re.search(r"time +1\.887 seconds.*\n +1\.887 GPU-seconds", out)
+    assert "0.04016 core-seconds" in out  # 1e6 x 4.1 / 102.1e6
     assert "petaflop/s-days" not in out
     assert "GPU-years" not in out
     assert "31.46 minutes" in plan(capsys, *words.split(), "1e9")[1]
