@@ -5,6 +5,7 @@ Every job module enters through :func:`connect`. Errors that cross Ray come back
 """
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -170,7 +171,7 @@ def _start(settings: ClusterSettings, address: str | None) -> None:
     }
     if address is None:
         ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # as in _LOOPBACK_RAY, for a ray imported before
-        with _native_code_silenced(), _unused_servers_left_out():
+        with _native_code_silenced(), _unused_servers_left_out(), _in_groups_of_their_own():
             ray.init(
                 address="local",
                 num_cpus=_own_cpus(settings),
@@ -213,6 +214,19 @@ def _unused_servers_left_out() -> Iterator[None]:
     finally:
         for name, start in kept.items():
             setattr(node, name, start)
+
+
+@contextlib.contextmanager
+def _in_groups_of_their_own() -> Iterator[None]:
+    """Start Ray's processes outside of this command's group, whose signals, as from timeout, would end them first."""
+    from ray._private import services
+
+    plain = services.ConsolePopen
+    services.ConsolePopen = functools.partial(plain, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = plain
 
 
 @contextlib.contextmanager

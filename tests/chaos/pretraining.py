@@ -160,8 +160,9 @@ class Command:
             _for_each(workers, psutil.Process.resume)
 
     def terminate(self) -> int:
-        """SIGTERM the driver, as a preempted machine does, and return its exit code."""
+        """SIGTERM the driver and its process group, as timeout does, and return its exit code."""
         self._process.send_signal(signal.SIGTERM)
+        os.killpg(self._process.pid, signal.SIGTERM)
         return self.wait()
 
     def kill_worker(self, rng: random.Random) -> None:
