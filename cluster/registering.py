@@ -1,5 +1,7 @@
 """Models handed on by name: what `herd pretrain --register NAME` stores, and `models:/NAME@ALIAS` as a checkpoint."""
 
+import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import TypeVar
@@ -8,6 +10,7 @@ from cluster.progress import say
 from cluster.recording.record_book import Run
 from cluster.tracking import TrackingOptions, download_registered_model, tracking_uri, write_prompt_model
 from gpt_core import sealed_json
+from gpt_core.credentials import without_credentials
 from gpt_core.settings import EvaluateJob, FinetuneJob, GenerateJob, InspectSettings, ServeJob, TrackingSettings
 from gpt_core.storage import Location, local_folder
 from gpt_core.training import checkpoint
@@ -17,6 +20,7 @@ NEWEST = "newest"
 FOLDER = "registered"
 REGISTERED_AS = "registered.json"
 MODELS = "models"
+_RUNS = "runs"
 J = TypeVar("J", EvaluateJob, FinetuneJob, GenerateJob, InspectSettings, ServeJob)
 
 
@@ -50,6 +54,17 @@ def is_registered(register_as: str, checkpoint_name: str, output: Path) -> bool:
     return [checkpoint_name, *_name_and_alias(register_as)] in _noted(output)
 
 
+def serving_line(register_as: str | None, tracking: TrackingSettings, output: str) -> str:
+    """Return the line of a job's summary that serves what it registered, where `herd serve` here would not find it."""
+    beside = local_folder(output).absolute().parent
+    is_default = tracking.uri is None and (os.environ.get("MLFLOW_TRACKING_URI") or beside == Path(_RUNS).absolute())
+    if is_default or not (register_as and tracking.enabled):
+        return ""
+    name, alias = _name_and_alias(register_as)
+    store = shlex.quote(without_credentials(tracking_uri(TrackingOptions(tracking.uri), beside)))
+    return f"\nserve it: MLFLOW_TRACKING_URI={store} herd serve --checkpoint {SCHEME}{name}@{alias}"
+
+
 def _name_and_alias(register_as: str) -> tuple[str, str]:
     name, _, alias = register_as.partition("@")
     return name, alias or NEWEST
@@ -74,7 +89,7 @@ def with_local_checkpoint(job: J) -> J:
     from gpt_core.exchange.registered_model import unpack
 
     if isinstance(job, ServeJob | InspectSettings):
-        beside, tracking = Path("runs").absolute(), TrackingSettings()
+        beside, tracking = Path(_RUNS).absolute(), TrackingSettings()
     else:
         beside, tracking = local_folder(job.output).absolute().parent, job.tracking
     uri = tracking_uri(TrackingOptions(tracking.uri), beside)

@@ -12,10 +12,12 @@ def main(settings: EvaluateJob) -> str:
     from cluster import evaluating
     from cluster.registering import with_local_checkpoint
     from cluster.stages import run_alone
+    from cluster.tracking import page_line
 
     settings = with_local_checkpoint(settings)
     evaluated = run_alone("evaluate", evaluating, settings)
-    return "\n".join(f"{settings.output}: {line}" for line in evaluated.lines())
+    lines = "\n".join(f"{settings.output}: {line}" for line in evaluated.lines())
+    return f"{lines}{page_line(settings.tracking, settings.output)}"
 
 
 if __name__ == "__main__":

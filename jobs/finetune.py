@@ -10,8 +10,9 @@ EXAMPLE = "--checkpoint runs/mine/model --examples pairs.jsonl --task translate 
 def main(settings: FinetuneJob) -> str:
     """Fine-tune and return the summary for people."""
     from cluster import finetuning
-    from cluster.registering import with_local_checkpoint
+    from cluster.registering import serving_line, with_local_checkpoint
     from cluster.stages import run_alone
+    from cluster.tracking import page_line
 
     settings = with_local_checkpoint(settings)
     done = run_alone("finetune", finetuning, settings)
@@ -21,6 +22,8 @@ def main(settings: FinetuneJob) -> str:
         f"{done.num_steps:,} steps\n"
         f"best checkpoint {done.checkpoint}: step {done.step:,}, {held_out}\n"
         f"weights digest {done.weights_digest}"
+        f"{serving_line(settings.register, settings.tracking, settings.output)}"
+        f"{page_line(settings.tracking, settings.output)}"
     )
 
 

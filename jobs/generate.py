@@ -12,6 +12,7 @@ def main(settings: GenerateJob) -> str:
     from cluster import generating
     from cluster.registering import with_local_checkpoint
     from cluster.stages import run_alone
+    from cluster.tracking import page_line
     from gpt_core.storage import Storage
 
     settings = with_local_checkpoint(settings)
@@ -21,6 +22,7 @@ def main(settings: GenerateJob) -> str:
     return (
         f"{settings.output}: {generated.num_rows:,} rows, {generated.num_tokens:,} tokens, "
         f"{generated.num_rejects:,} set aside\nroot digest {generated.root_digest}{music}"
+        f"{page_line(settings.tracking, settings.output)}"
     )
 
 

@@ -15,7 +15,8 @@ EXAMPLE = "--config jobs/configs/quickstart.yaml"
 def main(settings: PipelineJob) -> str:
     """Run the stages and return the summary for people."""
     from cluster.pipeline import run_pipeline
-    from cluster.tracking import page_command
+    from cluster.registering import serving_line
+    from cluster.tracking import page_line
 
     result = run_pipeline(settings)
     return "\n".join(
@@ -24,8 +25,8 @@ def main(settings: PipelineJob) -> str:
             *_stage_lines(settings, result),
             "",
             *_sample_lines(result),
-            "",
-            f"follow the runs: {page_command(settings.tracking, settings.output)}",
+            serving_line(settings.pretrain.register, settings.tracking, settings.output)
+            + page_line(settings.tracking, settings.output),
         ]
     )
 

@@ -10,7 +10,9 @@ EXAMPLE = "--corpus runs/mine/corpus --output runs/mine/model --model.preset gpt
 def main(settings: PretrainJob) -> str:
     """Train and return the summary for people."""
     from cluster import training
+    from cluster.registering import serving_line
     from cluster.stages import run_alone
+    from cluster.tracking import page_line
 
     model = run_alone("pretrain", training, settings)
     held_out = "nothing held out" if model.validation_loss is None else f"{model.validation_loss:.2f} held out"
@@ -18,6 +20,8 @@ def main(settings: PretrainJob) -> str:
         f"{model.checkpoint}: {model.num_parameters:,} parameters, {model.num_steps:,} steps, "
         f"loss {model.untrained_loss:.2f} expected untrained, {held_out}\n"
         f"weights digest {model.weights_digest}"
+        f"{serving_line(settings.register, settings.tracking, settings.output)}"
+        f"{page_line(settings.tracking, settings.output)}"
     )
 
 

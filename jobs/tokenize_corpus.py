@@ -11,11 +11,13 @@ def main(settings: TokenizeJob) -> str:
     """Tokenize and return the summary for people."""
     from cluster import tokenizing
     from cluster.stages import run_alone
+    from cluster.tracking import page_line
 
     corpus = run_alone("tokenize", tokenizing, settings)
     return (
         f"{settings.output}: {corpus.num_tokens:,} tokens of {corpus.num_documents:,} documents in "
         f"{corpus.num_shards} shards, {corpus.num_rejected:,} set aside\nroot digest {corpus.root_digest}"
+        f"{page_line(settings.tracking, settings.output)}"
     )
 
 

@@ -9,7 +9,7 @@ Every call of a run appends to the journal under OUTPUT/tracking; :mod:`cluster.
 The output folder is the job's identity: a rerun that resumes the folder takes up the same run.
 """
 
-from cluster.tracking.address import TrackingOptions, page_command, tracking_uri
+from cluster.tracking.address import TrackingOptions, page_command, page_line, tracking_uri
 from cluster.tracking.prompt_model import download_registered_model, write_prompt_model
 from cluster.tracking.runs import open_run, replay, send_rest, sole_job
 
@@ -18,6 +18,7 @@ __all__ = [
     "download_registered_model",
     "open_run",
     "page_command",
+    "page_line",
     "replay",
     "send_rest",
     "sole_job",

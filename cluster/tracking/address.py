@@ -54,6 +54,11 @@ def page_command(settings: TrackingSettings, output: str) -> str:
     return without_credentials(uri)
 
 
+def page_line(settings: TrackingSettings, output: str) -> str:
+    """Return the last line of such a job's summary: how to look at its runs; empty where no store gets them."""
+    return f"\nfollow the runs: {page_command(settings, output)}" if settings.enabled else ""
+
+
 def _mlflow_command() -> str:
     """Return how a shell here finds this environment's mlflow: by its name, or else by its path."""
     own = Path(sys.executable).with_name("mlflow")

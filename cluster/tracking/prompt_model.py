@@ -92,9 +92,11 @@ def download_registered_model(place: str, uri: str, folder: Path) -> Path:
                 fetched = artifacts.download_artifacts(version.source, dst_path=aside, tracking_uri=uri)
                 Path(fetched).rename(target)
     except (MlflowException, OSError) as error:
-        where = without_credentials(uri)
         raise CheckpointError(
-            place, first_line(error), f"a registered model at {where}", "see MLflow's page"
+            place,
+            f"{first_line(error)!r} from MLflow at {without_credentials(uri)}",
+            "a registered model",
+            "see MLflow's page, or set MLFLOW_TRACKING_URI to another store",
         ) from error
     return target / "data" / "model"
 

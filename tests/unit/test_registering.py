@@ -10,11 +10,11 @@ from unittest.mock import Mock
 
 import pytest
 
-from cluster.registering import is_registered, register, with_local_checkpoint
+from cluster.registering import is_registered, register, serving_line, with_local_checkpoint
 from cluster.tracking import TrackingOptions, open_run
 from gpt_core.errors import CheckpointError
 from gpt_core.generation.request import GenerationRequest, Sampling
-from gpt_core.settings import GenerateJob, PretrainSettings, ServeJob
+from gpt_core.settings import GenerateJob, PretrainSettings, ServeJob, TrackingSettings
 from gpt_core.training import checkpoint
 from gpt_core.training.checkpoint import Description
 from tests.unit.tiny_engine import SHAPE, TOKENIZER, make_engine, make_weights
@@ -236,11 +236,38 @@ def test_serving_takes_a_registered_model_from_the_address_in_the_environment(ou
     assert checkpoint.load(served).step == 7
 
 
+def test_a_job_says_how_to_serve_what_it_registered_where_serving_here_would_not_find_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracking = TrackingSettings()
+    assert serving_line("poet", tracking, f"{tmp_path}/runs/mine/model") == (
+        f"\nserve it: MLFLOW_TRACKING_URI=sqlite:///{tmp_path}/runs/mine/mlflow.db herd serve --checkpoint "
+        "models:/poet@newest"
+    )
+    assert serving_line("poet", tracking, f"{tmp_path}/runs/model") == ""
+    assert serving_line(None, tracking, f"{tmp_path}/runs/mine/model") == ""
+    assert serving_line("poet", TrackingSettings(enabled=False), f"{tmp_path}/runs/mine/model") == ""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert serving_line("poet@best", tracking, f"{tmp_path}/runs/mine/model") == ""
+    assert serving_line("poet@best", TrackingSettings(uri="http://other:5000"), "model") == (
+        "\nserve it: MLFLOW_TRACKING_URI=http://other:5000 herd serve --checkpoint models:/poet@best"
+    )
+
+
 @pytest.mark.parametrize("place", ["models:/poet@nobody", "models:/nothing/1", "models:/poet"])
 def test_a_model_that_is_not_there_is_named(outputs, place):
     job = GenerateJob(checkpoint=place, prompts=("p.txt",), output=str(outputs / "generated"))
     with pytest.raises(CheckpointError, match=place):
         with_local_checkpoint(job)
+
+
+def test_a_model_that_is_not_there_names_the_store_that_was_asked(outputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{outputs}/mlflow.db")
+    with pytest.raises(
+        CheckpointError, match=f"not found' from MLflow at sqlite:///{outputs}/mlflow.db; .*another store"
+    ):
+        with_local_checkpoint(ServeJob(checkpoint="models:/nothing@newest"))
 
 
 def test_a_missing_database_is_not_made_by_asking(tmp_path, monkeypatch):

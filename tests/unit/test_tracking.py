@@ -14,7 +14,7 @@ import pytest
 
 from cluster.interrupts import Stopped
 from cluster.recording.journal import Journal, Point
-from cluster.tracking import TrackingOptions, open_run, page_command, replay
+from cluster.tracking import TrackingOptions, open_run, page_command, page_line, replay
 from cluster.tracking.store import MlflowStore
 from gpt_core.errors import ResourceError, SettingsError
 from gpt_core.settings import TrackingSettings
@@ -285,6 +285,8 @@ def test_page_command_names_the_store_of_the_output(tmp_path, monkeypatch):
     assert command == f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
     assert page_command(TrackingSettings(), "output") == "http://host:5000"
+    assert page_line(TrackingSettings(), "output") == "\nfollow the runs: http://host:5000"
+    assert page_line(TrackingSettings(enabled=False), "output") == ""
 
 
 def test_page_command_works_where_the_environment_is_not_on_the_path(tmp_path, monkeypatch):
