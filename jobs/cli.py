@@ -78,6 +78,8 @@ def run_module(file: str) -> None:
 
 def _dispatch(argv: list[str]) -> int:
     match argv:
+        case ["help", job] if job in job_names():
+            return _run(job, ["--help"])
         case [] | ["--help" | "-h" | "help", *_]:
             print(_overview())
         case ["--version", *_]:
@@ -118,7 +120,8 @@ def settings_of(job: str, argv: list[str]) -> Any:
 def _help(job: str, module: ModuleType) -> str:
     from jobs.command_line.help_text import render
 
-    return render(f"herd {job}", _description(job), module.SETTINGS, module.EXAMPLE)
+    argument = getattr(module, "ARGUMENT", "").upper()
+    return render(f"herd {job}", _description(job), module.SETTINGS, module.EXAMPLE, argument)
 
 
 def module_of(job: str) -> ModuleType:

@@ -22,7 +22,7 @@ _OPTIONS = """options
   --help         show this text"""
 
 
-def render(program: str, description: str, model: type[BaseModel], example: str) -> str:
+def render(program: str, description: str, model: type[BaseModel], example: str, argument: str = "") -> str:
     """Return the help of a job.
 
     Args:
@@ -30,8 +30,9 @@ def render(program: str, description: str, model: type[BaseModel], example: str)
         description: What the job does, one line.
         model: Its settings; field docstrings become the lines' texts.
         example: Words after the program that ask for the job.
+        argument: Name of what may be given before any flag, empty where nothing may.
     """
-    usage = f"usage: {program} [--config FILE] [--section.field VALUE ...]"
+    usage = " ".join(filter(None, ["usage:", program, argument, "[--config FILE] [--section.field VALUE ...]"]))
     schema = Schema(model)
     sections = [_section(name, doc, rows) for name, doc, rows in _sections(schema, schema.root, (), None)]
     shown = f"example\n  {program} {example}"

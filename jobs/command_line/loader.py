@@ -173,8 +173,9 @@ class _Load(Generic[Model]):
         return self._unfit(path, where, details[0])
 
     def _missing(self, path: Path, where: str) -> str:
-        expected = self.schema.describe(path, self.schema.find(path) or {})
-        flag = f"give --{'.'.join(path)} VALUE"
+        node = self.schema.find(path) or {}
+        expected = self.schema.describe(path, node)
+        flag = f"give --{'.'.join(path)}{'.NAME' if self.schema.section(node) else ''} VALUE"
         return sentence(
             where, "nothing", expected, f"set it here or {flag}" if self.file else f"{flag} or --config FILE"
         )

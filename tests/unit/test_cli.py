@@ -464,6 +464,15 @@ def test_help_has_one_line_a_setting_with_type_unit_and_default():
     assert "  --wide.n_head   whole number > 0, default 12. Heads." in lines
     assert "  --sources.N.name    text, required." in lines
     assert lines[-2:] == ["example", "  herd sample --output folder"]
+    assert "usage: herd sample FOLDER [--config FILE]" in render("herd sample", "", Job, "folder", "FOLDER")
+
+
+def test_a_section_that_is_missing_is_given_by_its_settings():
+    class Outer(BaseModel):
+        inner: Job
+
+    with pytest.raises(SettingsMistakesError, match=r"inner: found nothing; .*; give --inner.NAME VALUE or --config"):
+        load(Outer, [], "herd sample")
 
 
 @pytest.mark.parametrize("job", [job for job in cli.job_names() if hasattr(cli.module_of(job), "SETTINGS")])
@@ -573,6 +582,12 @@ def test_job_help_runs_nothing(run_job):
     assert (code, err) == (0, "")
     assert out.startswith("herd sample: Make a sample.\n")
     assert "--seed  whole number, default 1." in out
+
+
+def test_herd_help_job_is_the_help_of_the_job(run_job, capsys):
+    _, out, _ = run_job("print('ran')", "--help")
+    assert cli.main(["help", "sample"]) == 0
+    assert capsys.readouterr().out == out
 
 
 def test_overview_lists_the_jobs_that_are_there_with_their_first_lines(run_job, capsys):
