@@ -16,7 +16,7 @@ from cluster.fitting import STOP, Fitting
 from cluster.progress import Meter, meter, say
 from cluster.recording.journal import Journal, Tail, read_all
 from cluster.recording.journal_copy import take_up_journal, upload_journal
-from cluster.recording.predicting import record_comparison, write_expectation
+from cluster.recording.predicting import Foretold, record_comparison, write_expectation
 from cluster.recording.record_book import Run
 from cluster.registering import is_registered, register
 from cluster.session import Cluster
@@ -204,7 +204,7 @@ def fit(title: str, train: TrainSettings, inputs: Inputs, cluster: Cluster, run:
         if is_url(plan.output):
             for name in (METRICS, SAMPLES):
                 take_up_journal(folder / name, plan.output)
-        followed = _Followed(folder / METRICS, shown)
+        followed = _Followed(folder / METRICS, shown, Foretold(title, folder))
         Fitting(title, plan, _work, counts, train.max_failures, followed.show, train.max_seconds).run()
 
 
@@ -292,15 +292,16 @@ class _Reporter(Silence):
 
 
 class _Followed:
-    """The metrics journal as it grows, shown as progress."""
+    """What is expected of the run, said once, and the metrics journal as it grows, shown as progress."""
 
-    def __init__(self, journal: Path, shown: Meter) -> None:
-        self._tail, self._shown = Tail(journal), shown
+    def __init__(self, journal: Path, shown: Meter, foretold: Foretold) -> None:
+        self._tail, self._shown, self._foretold = Tail(journal), shown, foretold
         while self._tail.read():  # what an earlier start wrote
             pass
 
     def show(self) -> bool:
         """Show the newest step, if there is one that was not shown yet."""
+        self._foretold.tell()
         records = self._tail.read()
         if not records:
             return False

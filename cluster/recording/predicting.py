@@ -32,6 +32,21 @@ def write_expectation(plan: TrainingPlan, num_workers: int, flops_a_second: floa
         sealed_json.write(path, asdict(expect(plan, num_workers, pace, value_bytes)))
 
 
+class Foretold:
+    """The expectation of a run that begins, to be said once; a run that is continued has had its own."""
+
+    def __init__(self, title: str, folder: Path) -> None:
+        self._title, self._path = title, folder / EXPECTED
+        self._said = self._path.exists()
+
+    def tell(self) -> None:
+        """Say it if it is there and was not said yet."""
+        if not self._said and (expected := _read(self._path)):
+            self._said = True
+            rate, tokens, time = expected.tokens_per_second, expected.num_tokens, _duration(expected.seconds)
+            say(f"{self._title}: expecting {rate:,.0f} tokens/s, which is {time} for {tokens:,} tokens")
+
+
 def record_comparison(title: str, run: Run, plan: TrainingPlan, metrics_journal: Path, checkpoint: Location) -> None:
     """Record the expected and the actual figures as metrics of the last checkpoint's step and as a table; say them."""
     expected = _read(plan.folder / EXPECTED)
@@ -47,7 +62,7 @@ def record_comparison(title: str, run: Run, plan: TrainingPlan, metrics_journal:
     run.set_tags({"herd.expected_from": expected.rate_from})
     say(
         f"{title}: {actual['tokens_per_second']:,.0f} tokens/s where {expected.tokens_per_second:,.0f} were expected "
-        f"({expected.rate_from}), {actual['peak_memory_bytes'] / 1e9:.2f} GB a worker where "
+        f"(see docs/training.md), {actual['peak_memory_bytes'] / 1e9:.2f} GB a worker where "
         f"{expected.peak_memory_bytes / 1e9:.2f} were"
     )
 
@@ -72,6 +87,14 @@ def actual_figures(metrics_journal: Path, checkpoint: Location, num_workers: int
         "peak_memory_bytes": max(one["peak_memory_bytes"] for one in steps.values()),
         "checkpoint_bytes": float(sum(size for _, size in Storage.of(checkpoint).list_files(str(checkpoint)))),
     }
+
+
+def _duration(seconds: float) -> str:
+    """Return a time for people, in a unit of which there are two or more."""
+    for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"about {seconds / length:.0f} {unit}"
+    return f"about {seconds:.0f} s"
 
 
 def _measure_parts(plan: TrainingPlan) -> StepParts:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cluster.recording.journal import Journal
-from cluster.recording.predicting import EXPECTED, actual_figures, record_comparison, write_expectation
+from cluster.recording.predicting import EXPECTED, Foretold, actual_figures, record_comparison, write_expectation
 from gpt_core.model.gpt import Block
 from gpt_core.model.loss import next_token_loss
 from gpt_core.model.presets import PRESETS, ModelShape
@@ -144,6 +144,20 @@ def run_folder(tmp_path):
     (checkpoint / "weights.safetensors").write_bytes(b"x" * 700)
     (checkpoint / "checkpoint.json").write_bytes(b"x" * 50)
     return plan, tmp_path, checkpoint
+
+
+def test_a_run_that_begins_says_once_what_is_expected_of_it(tmp_path, capsys):
+    foretold = Foretold("pretrain", tmp_path)
+    foretold.tell()
+    assert capsys.readouterr().err == ""
+    # GPT-2 124M at 4,667.1 GFLOP/s x 40% / 855.2 MFLOP a token: 2,183 tokens/s; 524,288,000 tokens take 2.8 days.
+    write_expectation(replace(PLAN, num_steps=1000, output=str(tmp_path)), 1, 4667.1e9)
+    for _ in range(2):
+        foretold.tell()
+    said = capsys.readouterr().err
+    assert said == "pretrain: expecting 2,183 tokens/s, which is about 3 days for 524,288,000 tokens\n"
+    Foretold("pretrain", tmp_path).tell()  # of the run that is continued
+    assert capsys.readouterr().err == ""
 
 
 def test_a_finished_run_records_what_was_expected_beside_what_it_reached(run_folder, capsys):
