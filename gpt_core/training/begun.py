@@ -98,7 +98,9 @@ def check(ours: Begun, resumed: Description | None) -> None:
             # What "auto" means is known, and checked, where the workers are.
             precision = theirs.plan.precision if ours.plan.precision == "auto" else ours.plan.precision
             now = replace(ours, plan=replace(ours.plan, precision=precision))
-            check_resume(folder, _identity(theirs), _identity(now))
+            has_own_decay = theirs.plan.recipe.decay_tokens or now.plan.recipe.decay_tokens
+            num_steps = None if has_own_decay else (theirs.plan.num_steps, now.plan.num_steps)
+            check_resume(folder, _identity(theirs), _identity(now), num_steps)
 
 
 def told_rounding(plan: TrainingPlan) -> str | None:

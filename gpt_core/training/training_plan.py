@@ -259,8 +259,14 @@ def check_vocabulary(shape: ModelShape, tokenizer_name: str, vocabulary_size: in
         )
 
 
-def check_resume(path: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+def check_resume(path: str, old: dict[str, Any], new: dict[str, Any], num_steps: tuple[int, int] | None = None) -> None:
     """Refuse to go on from a checkpoint of another corpus, model, recipe, seed or batch plan.
+
+    Args:
+        path: The run's folder.
+        old: The identity of the run that was begun.
+        new: That of this run.
+        num_steps: The steps of both, where the decay ends with them.
 
     Raises:
         CheckpointError: Names the first setting that differs, both values, and what to do.
@@ -274,6 +280,8 @@ def check_resume(path: str, old: dict[str, Any], new: dict[str, Any]) -> None:
         remedy = _RESUME_REMEDIES.get(name, "set {name} to {before}").format(
             name=name, before="null" if before is None else before
         )
+        if name == _DECAY and num_steps:  # what the user has set
+            name, (before, after) = "train.num_steps", num_steps
         raise CheckpointError(
             path,
             f"a run begun with {name} {before!r}",

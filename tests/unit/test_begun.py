@@ -30,6 +30,16 @@ def test_the_driver_refuses_another_run_before_the_first_checkpoint_of_the_first
         training.check_begun("pretrain", plan, "cd" * 32)
 
 
+def test_a_run_whose_decay_ends_with_it_names_the_steps_that_were_set(plan):
+    free = replace(plan, recipe=replace(plan.recipe, decay_tokens=None), num_steps=4)
+    begun.write(Begun("ab" * 32, free))
+    with pytest.raises(
+        CheckpointError,
+        match=r"begun with train\.num_steps 4; expected the 3 of this run; .*or recipe\.decay_tokens to 256",
+    ):
+        training.check_begun("pretrain", replace(free, num_steps=3), "ab" * 32)
+
+
 def test_the_driver_leaves_what_auto_means_to_the_workers_and_refuses_another_precision_that_is_named(plan):
     begun.write(Begun("ab" * 32, plan))
     training.check_begun("pretrain", replace(plan, precision="auto"), "ab" * 32)
