@@ -25,6 +25,7 @@ A setting is a flag, `--section.field VALUE`, or a line of the YAML file named b
 Flags win over the file, the file over the defaults. Types are strict: `true` is no number, `3e-4` is one, and a name
 that is not in these tables is refused. Names carry their units: `_tokens`, `_bytes`, `_seconds`, `_steps`,
 `_sequences`. `null` turns an optional setting off. A flag of a list takes several values.
+A relative path is one from the folder where the command is run, in the YAML file as well.
 
 What the environment sets: `MLFLOW_TRACKING_URI` (where `tracking.uri` is null), `RAY_ADDRESS` (where
 `cluster.address` is null), `RAY_AUTH_MODE` and `RAY_AUTH_TOKEN` (see [security](security.md)), `HERD_API_KEY`

@@ -31,6 +31,7 @@ _TEXT_SUFFIXES = (".txt", ".text")
 _MIDI_SUFFIXES = (".mid", ".midi")
 _COMPRESSION_SUFFIXES = (".gz", ".zst", ".zstd")
 _READ_BYTES = 1 << 20
+_REMEDY = "correct the name; a relative one starts from the folder where the command is run"
 _TABLE_ROWS = 1024
 
 
@@ -57,7 +58,7 @@ def list_prompt_files(paths: tuple[str, ...]) -> list[SourceFile]:
     for path in paths:
         place = path if is_url(path) else str(Path(path).expanduser())
         if not any(sign in place for sign in "*?[") and not Storage.of(place).exists(place):
-            raise CorpusError(path, "no such file", "a file of prompts", "correct the name")
+            raise CorpusError(path, "no such file", "a file of prompts", _REMEDY)
     return [_known(file) for file in list_files(SourceSpec("prompts", paths))]
 
 

@@ -73,7 +73,8 @@ class EvaluateSettings(Settings):
     """What `herd evaluate` measures."""
 
     checkpoint: Place
-    """Folder or URL of a checkpoint, or of a run whose newest whole one is taken, or models:/NAME@ALIAS of MLflow."""
+    """Folder or URL of a checkpoint, or of a run whose newest whole one is taken; or MLflow's models:/NAME@ALIAS or
+    models:/NAME/VERSION."""
     corpus: Place | None = None
     """Corpus to measure on; null where tasks are given."""
     tasks: Annotated[tuple[TaskEntry, ...], Field(strict=False)] = ()

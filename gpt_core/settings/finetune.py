@@ -49,7 +49,8 @@ class FinetuneSettings(Settings):
     """What `herd finetune` reads, trains and writes."""
 
     checkpoint: Place
-    """Folder or URL of a checkpoint to begin with, or of a run whose newest one is taken, or models:/NAME@ALIAS."""
+    """Folder or URL of a checkpoint to begin with, or of a run whose newest one is taken; or MLflow's
+    models:/NAME@ALIAS or models:/NAME/VERSION."""
     examples: Annotated[Places, Field(min_length=1)]
     """Files, folders, globs or URLs of examples: .jsonl or .parquet, plain, .gz or .zst (jsonl)."""
     task: Literal["translate", "summarize", "completion", "plain"]

@@ -79,7 +79,8 @@ class GenerateSettings(Settings):
     """What `herd generate` completes."""
 
     checkpoint: Place
-    """Folder or URL of a checkpoint, or of a run whose newest whole one is taken, or models:/NAME@ALIAS of MLflow."""
+    """Folder or URL of a checkpoint, or of a run whose newest whole one is taken; or MLflow's models:/NAME@ALIAS or
+    models:/NAME/VERSION."""
     prompts: Annotated[Places, Field(min_length=1)]
     """Prompt files: txt (a prompt a line), jsonl (prompt, optional id and sampling), parquet, Arrow; mid (music)."""
     output: Place

@@ -7,7 +7,8 @@ class InspectSettings(Settings):
     """Settings of `herd inspect`."""
 
     checkpoint: Place
-    """Folder or URL of a checkpoint, or of a run whose newest whole one is taken, or models:/NAME@ALIAS of MLflow."""
+    """Folder or URL of a checkpoint, or of a run whose newest whole one is taken; or MLflow's models:/NAME@ALIAS or
+    models:/NAME/VERSION."""
     prompt: str
     """Text the model reads, 128 tokens at most; an empty one is the beginning of a document."""
     html: Place

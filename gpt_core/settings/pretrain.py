@@ -44,7 +44,7 @@ class ShapeSettings(Settings):
     num_positions: Count | None = None
     """Longest context in tokens."""
     vocabulary_size: Count | None = None
-    """Rows of the token embedding; null takes the corpus's tokenizer."""
+    """Rows of the token embedding; null takes those of the corpus's tokenizer, or GPT-2's where there is no corpus."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout rate of embeddings, attention and residual branches."""
     attention_band: Count | None = None

@@ -12,7 +12,8 @@ class ServeSettings(Settings):
     """What `herd serve` serves."""
 
     checkpoint: Place
-    """Folder or URL of a checkpoint, or of a run whose newest whole one is taken, or models:/NAME@ALIAS of MLflow."""
+    """Folder or URL of a checkpoint, or of a run whose newest whole one is taken; or MLflow's models:/NAME@ALIAS or
+    models:/NAME/VERSION."""
     host: str = "127.0.0.1"
     """Address to listen on; any but loopback needs an API key in HERD_API_KEY."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
