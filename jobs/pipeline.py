@@ -63,7 +63,7 @@ def _rate(num_tokens: int, seconds: float | None) -> str:
 
 
 def _sample_lines(result: "PipelineResult") -> list[str]:
-    lines = ["generated samples (prompt | completion):"]
+    lines = [f"generated samples after {result.model.num_steps:,} steps (prompt | completion):"]
     for row in result.generated.samples[:3]:
         lines += [f"  {row['prompt']!r} | {row['text']!r}"]
     return lines
