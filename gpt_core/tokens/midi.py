@@ -62,7 +62,7 @@ def require_symusic() -> Any:
         ResourceError: It is not installed.
     """
     if importlib.util.find_spec("symusic") is None:
-        raise ResourceError("MIDI", "no package symusic", "an installed one", 'pip install "gpt-herd[music]"')
+        raise ResourceError("MIDI", "no package symusic", "an installed one", "pip install symusic")
     import symusic
 
     return symusic
