@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gpt_core.model.precision import can_compute_bf16
-from tests.chaos import settling_precision
+from tests.chaos import holding_the_lock, settling_precision
 from tests.chaos.generating import (
     NUM_PROMPTS,
     TOKENS_PER_PROMPT,
@@ -115,3 +115,10 @@ def test_a_job_that_is_hurt_ends_with_the_bytes_of_a_calm_one(
 def test_a_node_that_dies_before_it_tells_its_precision_is_left_for_another(tmp_path: Path) -> None:
     expected = "bf16" if can_compute_bf16(torch.device("cpu")) else "fp32"
     assert settling_precision.perform(tmp_path) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs namespaces of its own: run as root")
+def test_the_lock_on_ray_serve_dies_with_no_node_but_the_drivers_own(tmp_path: Path) -> None:
+    assert all(holding_the_lock.perform(tmp_path))
