@@ -187,6 +187,8 @@ def _replica_resources(settings: EngineSettings, cluster: Cluster) -> tuple[int,
     gpus = int(settings.device == "gpu" or (settings.device == "auto" and cluster.num_gpus >= settings.num_replicas))
     cpus = settings.threads_per_replica
     cluster.require_cpus(settings.num_replicas * cpus, "engine.num_replicas x engine.threads_per_replica")
+    if settings.device == "gpu" and cluster.address is None:  # no node will come
+        cluster.require_gpus(settings.num_replicas, "engine.num_replicas with engine.device gpu")
     return cpus, gpus
 
 

@@ -20,6 +20,8 @@ def test_auto_is_settled_once_for_all_replicas(monkeypatch, has_instructions, ex
 def test_replicas_that_do_not_fit_are_refused_before_anything_runs():
     with pytest.raises(ResourceError, match="a need of 3 CPUs"):
         with_settled_precision(EngineSettings(num_replicas=3), HERE)
+    with pytest.raises(ResourceError, match=r"engine.device gpu: .* a need of 1 GPUs; .* the 0 GPUs of this machine"):
+        with_settled_precision(EngineSettings(device="gpu"), HERE)
 
 
 @pytest.mark.parametrize(
