@@ -1,5 +1,6 @@
 """Teach a checkpoint a task by examples, into checkpoints."""
 
+from gpt_core.counted import counted
 from gpt_core.settings import FinetuneJob
 from jobs import cli
 
@@ -18,8 +19,8 @@ def main(settings: FinetuneJob) -> str:
     done = run_alone("finetune", finetuning, settings)
     held_out = "nothing held out" if done.validation_loss is None else f"loss {done.validation_loss:.3f} on held-out"
     return (
-        f"{settings.output}: {done.num_examples:,} examples, {done.num_rejected:,} set aside, "
-        f"{done.num_steps:,} steps\n"
+        f"{settings.output}: {counted(done.num_examples, 'example')}, {done.num_rejected:,} set aside, "
+        f"{counted(done.num_steps, 'step')}\n"
         f"best checkpoint {done.checkpoint}: step {done.step:,}, {held_out}\n"
         f"weights digest {done.weights_digest}"
         f"{serving_line(settings.register, settings.tracking, settings.output)}"

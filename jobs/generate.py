@@ -1,5 +1,6 @@
 """Complete prompts with a checkpoint, in batches, into a dataset."""
 
+from gpt_core.counted import counted
 from gpt_core.settings import GenerateJob
 from jobs import cli
 
@@ -20,7 +21,7 @@ def main(settings: GenerateJob) -> str:
     midi = Storage.of(settings.output).join("midi")
     music = f"\nmusic in {midi}" if Storage.of(midi).exists(midi) else ""
     return (
-        f"{settings.output}: {generated.num_rows:,} rows, {generated.num_tokens:,} tokens, "
+        f"{settings.output}: {counted(generated.num_rows, 'row')}, {generated.num_tokens:,} tokens, "
         f"{generated.num_rejects:,} set aside\nroot digest {generated.root_digest}{music}"
         f"{page_line(settings.tracking, settings.output)}"
     )

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from gpt_core.counted import counted
 from gpt_core.settings import PipelineJob
 from jobs import cli
 
@@ -36,18 +37,19 @@ def _stage_lines(job: PipelineJob, result: "PipelineResult") -> list[str]:
     held_out = "nothing held out" if model.validation_loss is None else f"{model.validation_loss:.2f} held out"
     facts = {
         "tokenize": (
-            f"{corpus.num_tokens:,} tokens of {corpus.num_documents:,} documents in {corpus.num_shards} shards, "
-            f"{corpus.num_rejected:,} set aside{_rate(corpus.num_tokens, result.seconds['tokenize'])}"
+            f"{corpus.num_tokens:,} tokens of {counted(corpus.num_documents, 'document')} in "
+            f"{counted(corpus.num_shards, 'shard')}, {corpus.num_rejected:,} set aside"
+            f"{_rate(corpus.num_tokens, result.seconds['tokenize'])}"
         ),
         "pretrain": (
-            f"{model.num_parameters:,} parameters, {model.num_steps:,} steps, "
+            f"{model.num_parameters:,} parameters, {counted(model.num_steps, 'step')}, "
             f"loss {model.untrained_loss:.2f} expected untrained, {held_out}"
             f"{_rate(model.tokens_trained, result.seconds['pretrain'])}"
         ),
         "evaluate": "; ".join(result.evaluation.lines()),
         "generate": (
-            f"{generated.num_rows:,} rows, {generated.num_tokens:,} tokens, {generated.num_rejects:,} set aside"
-            f"{_rate(generated.num_tokens, result.seconds['generate'])}"
+            f"{counted(generated.num_rows, 'row')}, {generated.num_tokens:,} tokens, "
+            f"{generated.num_rejects:,} set aside{_rate(generated.num_tokens, result.seconds['generate'])}"
         ),
     }
     lines = []

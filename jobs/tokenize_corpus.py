@@ -1,5 +1,6 @@
 """Tokenize text into a corpus of Arrow shards with a manifest."""
 
+from gpt_core.counted import counted
 from gpt_core.settings import TokenizeJob
 from jobs import cli
 
@@ -15,8 +16,8 @@ def main(settings: TokenizeJob) -> str:
 
     corpus = run_alone("tokenize", tokenizing, settings)
     return (
-        f"{settings.output}: {corpus.num_tokens:,} tokens of {corpus.num_documents:,} documents in "
-        f"{corpus.num_shards} shards, {corpus.num_rejected:,} set aside\nroot digest {corpus.root_digest}"
+        f"{settings.output}: {corpus.num_tokens:,} tokens of {counted(corpus.num_documents, 'document')} in "
+        f"{counted(corpus.num_shards, 'shard')}, {corpus.num_rejected:,} set aside\nroot digest {corpus.root_digest}"
         f"{page_line(settings.tracking, settings.output)}"
     )
 

@@ -51,3 +51,9 @@ def test_a_job_ends_with_the_line_that_opens_mlflows_page_on_its_runs(monkeypatc
     last = main(job).splitlines()[-1]
     assert last.startswith("follow the runs: ")
     assert last.endswith(f"mlflow ui --backend-store-uri sqlite:///{Path.cwd()}/runs/x/mlflow.db")
+
+
+def test_one_document_in_one_shard_is_told_as_one(monkeypatch):
+    monkeypatch.setattr(stages, "run_alone", lambda *_: Tokenized("ab12", 1, 1, 3, 0))
+    job = TokenizeJob(input=("text",), output="runs/x/a")
+    assert tokenize_corpus.main(job).startswith(f"{job.output}: 3 tokens of 1 document in 1 shard, 0 set aside\n")
