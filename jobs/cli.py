@@ -17,6 +17,7 @@ import os
 import select
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,7 @@ from cluster import interrupts
 from gpt_core.errors import HerdError, UserError, full_disk
 
 _FOLDER = Path(__file__).parent
+_format_with_place = warnings.formatwarning
 _MODULES = {
     "pipeline": "pipeline",
     "tokenize": "tokenize_corpus",
@@ -50,6 +52,7 @@ _MODULES = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run a job and return its exit code; results go to stdout, errors to stderr."""
+    warnings.formatwarning = _format_warning
     words = sys.argv[1:] if argv is None else argv
     argv = [word for word in words if word != "--traceback"]
     try:
@@ -191,6 +194,12 @@ def _fail(message: str, exit_code: int, *, show_traceback: bool = False) -> int:
         traceback.print_exc()
     print(message, file=sys.stderr)
     return exit_code
+
+
+def _format_warning(message: Any, category: type[Warning], *place: Any) -> str:
+    """Return a warning's text; what the project itself warns of is no matter of a place in the code."""
+    is_own = category.__module__.startswith("gpt_core.")
+    return f"{message}\n" if is_own else _format_with_place(message, category, *place)
 
 
 def _stdout_is_closed() -> bool:

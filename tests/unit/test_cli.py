@@ -646,6 +646,8 @@ def test_version_is_named(capsys):
     assert capsys.readouterr().out.startswith("herd ")
 
 
-def test_a_warning_of_our_own_is_a_plain_line_and_one_of_a_library_names_its_place():
+def test_a_warning_of_our_own_is_a_plain_line_and_one_of_a_library_names_its_place(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    cli.main(["--version"])
     assert warnings.formatwarning("passed over", DamagedCheckpointWarning, "checkpoint.py", 136) == "passed over\n"
     assert warnings.formatwarning("odd", UserWarning, "lib.py", 7, "call()") == "lib.py:7: UserWarning: odd\n  call()\n"
