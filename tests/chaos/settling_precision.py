@@ -6,10 +6,11 @@ Run as a script inside namespaces of its own by ``perform``.
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tests.chaos.namespaces import NODE, run_inside
 
-_FOR_A_REPLICA = NODE | {"num_cpus": 2}
+_FOR_A_REPLICA: dict[str, Any] = NODE | {"num_cpus": 2}
 
 
 def perform(folder: Path) -> str:
