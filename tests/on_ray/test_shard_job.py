@@ -78,7 +78,7 @@ def test_a_killed_worker_costs_one_shard_and_changes_nothing(cluster: Cluster, t
 
 @pytest.mark.parametrize("fault", ["poison", "killed always"])
 def test_a_poison_plan_is_named_and_the_others_finish(cluster: Cluster, tmp_path: Path, fault: str) -> None:
-    with pytest.raises(RunFailedError, match=r"shard 4 of .*1 shard\(s\) that failed 2 times"):
+    with pytest.raises(RunFailedError, match=r"shard 4 of .*1 shard that failed 2 times"):
         run_shard_job(_job(tmp_path, {4: fault}), cluster)
     kept = run_shard_job(_job(tmp_path), cluster)
     assert _tokens(kept) == _SQUARES
