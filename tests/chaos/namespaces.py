@@ -7,10 +7,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.chaos.command import ROOT, clean_environment
 
 # What a node of Ray's cluster of several nodes on one machine gets.
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+needs_namespaces = pytest.mark.skipif(os.geteuid() != 0, reason="needs namespaces of its own: run as root")
 _UNSHARE = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
 

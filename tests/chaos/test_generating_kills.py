@@ -22,6 +22,7 @@ from tests.chaos.generating import (
     num_tokens_drawn,
     write_job,
 )
+from tests.chaos.namespaces import needs_namespaces
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
 NUM_SCHEDULES = int(os.environ.get("HERD_CHAOS_SCHEDULES", "3"))
@@ -111,7 +112,7 @@ def test_a_job_that_is_hurt_ends_with_the_bytes_of_a_calm_one(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs namespaces of its own: run as root")
+@needs_namespaces
 def test_a_node_that_dies_before_it_tells_its_precision_is_left_for_another(tmp_path: Path) -> None:
     expected = "bf16" if can_compute_bf16(torch.device("cpu")) else "fp32"
     assert settling_precision.perform(tmp_path) == expected
@@ -119,6 +120,6 @@ def test_a_node_that_dies_before_it_tells_its_precision_is_left_for_another(tmp_
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs namespaces of its own: run as root")
+@needs_namespaces
 def test_the_lock_on_ray_serve_dies_with_no_node_but_the_drivers_own(tmp_path: Path) -> None:
     assert all(holding_the_lock.perform(tmp_path))

@@ -14,6 +14,7 @@ import yaml
 
 from gpt_core.corpus import manifest
 from gpt_core.training import checkpoint
+from tests.chaos.namespaces import needs_namespaces
 from tests.chaos.three_nodes import ROOT, Moment, perform
 
 NUM_SCHEDULES = int(os.environ.get("HERD_CHAOS_SCHEDULES", "3"))
@@ -87,7 +88,7 @@ def deaths_of(number):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs namespaces of its own: run as root")
+@needs_namespaces
 @pytest.mark.parametrize("number", range(NUM_SCHEDULES))
 def test_three_nodes_of_which_two_die_make_what_one_machine_makes(number, words, expected, tmp_path):
     output, folder = tmp_path / "three", tmp_path / "home"

@@ -163,7 +163,7 @@ def test_the_time_for_a_head_is_not_that_of_an_answer(monkeypatch: pytest.Monkey
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             for _ in range(2):
                 writer.write(REQUEST % 1 + b"a")
-                await reader.readuntil(b"done")
+                assert (await reader.readuntil(b"done")).startswith(b"HTTP/1.1 200")
             writer.close()
 
     asynchronous(ask_twice)()
