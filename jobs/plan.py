@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from gpt_core.counted import in_largest_unit
 from gpt_core.settings import PlanSettings
 from jobs import cli
 
@@ -80,18 +81,15 @@ def _compute_rows(settings: PlanSettings, work: "Work") -> Iterator[Row]:
             yield "", f"{petaflops_days(flops):,.5g} petaflop/s-days", "FLOP / (1e15 x 86,400)"
 
 
-def _told(of: str, days: float) -> str:
-    """Return a time in the largest unit of which it is one or more."""
-    for unit, number in (("days", 1), ("hours", 24), ("minutes", 1440)):
-        if days * number >= 1:
-            return f"{days * number:,.4g} {of}{unit}"
-    return f"{days * 86_400:,.4g} {of}seconds"
+def _told(of: str, seconds: float) -> str:
+    number, unit = in_largest_unit(seconds)
+    return f"{number:,.4g} {of}{unit}"
 
 
 def _time_rows(settings: PlanSettings, duration: "Duration") -> Iterator[Row]:
     yield "throughput", f"{duration.tokens_a_second:,.0f} tokens/s", "D / time"
-    yield "time", _told("", duration.days), "FLOP / (GPUs x rate)"
-    yield "", _told("GPU-", duration.gpu_days), "GPUs x time"
+    yield "time", _told("", duration.seconds), "FLOP / (GPUs x rate)"
+    yield "", _told("GPU-", duration.seconds * duration.num_gpus), "GPUs x time"
     if duration.gpu_years >= _LEAST_TOLD:
         yield "", f"{duration.gpu_years:,.4g} GPU-years", "of 365.25 days"
     if settings.dollars_per_gpu_hour is None:
@@ -163,7 +161,7 @@ def _storage_rows(settings: PlanSettings, work: "Work") -> Iterator[Row]:
     yield "corpus", f"{needs.text_bytes / 1e9:,.1f} GB text", f"{settings.text_bytes_per_token:g} bytes a token"
     yield "", f"{needs.shard_bytes / 1e9:,.1f} GB shards", "2 bytes a token to 65,536 ids, else 4; places come on top"
     hours = needs.core_hours
-    yield "", f"{hours:,.4g} core-hours" if hours >= 1 else _told("core-", hours / 24), origin
+    yield "", f"{hours:,.4g} core-hours" if hours >= 1 else _told("core-", 3600 * hours), origin
 
 
 def _table(rows: list[Row]) -> list[str]:

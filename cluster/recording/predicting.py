@@ -13,6 +13,7 @@ from cluster.progress import say
 from cluster.recording.journal import read_all
 from cluster.recording.record_book import Run
 from gpt_core import sealed_json
+from gpt_core.counted import in_largest_unit
 from gpt_core.errors import CorpusError
 from gpt_core.storage import Location, Storage
 from gpt_core.training.checkpoint_folder import step_of
@@ -43,8 +44,9 @@ class Foretold:
         """Say it if it is there and was not said yet."""
         if not self._said and (expected := _read(self._path)):
             self._said = True
-            rate, tokens, time = expected.tokens_per_second, expected.num_tokens, _duration(expected.seconds)
-            say(f"{self._title}: expecting {rate:,.0f} tokens/s, which is {time} for {tokens:,} tokens")
+            time, unit = in_largest_unit(expected.seconds)
+            rate, tokens = expected.tokens_per_second, expected.num_tokens
+            say(f"{self._title}: expecting {rate:,.0f} tokens/s, about {time:,.1f} {unit} for {tokens:,} tokens")
 
 
 def record_comparison(title: str, run: Run, plan: TrainingPlan, metrics_journal: Path, checkpoint: Location) -> None:
@@ -87,14 +89,6 @@ def actual_figures(metrics_journal: Path, checkpoint: Location, num_workers: int
         "peak_memory_bytes": max(one["peak_memory_bytes"] for one in steps.values()),
         "checkpoint_bytes": float(sum(size for _, size in Storage.of(checkpoint).list_files(str(checkpoint)))),
     }
-
-
-def _duration(seconds: float) -> str:
-    """Return a time for people, in a unit of which there are two or more."""
-    for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"about {seconds / length:.0f} {unit}"
-    return f"about {seconds:.0f} s"
 
 
 def _measure_parts(plan: TrainingPlan) -> StepParts:

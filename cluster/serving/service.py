@@ -46,8 +46,8 @@ def serve_until_stopped(settings: ServeJob) -> str:
         _sigterm_sets(stopped),
     ):
         head = _head_name()
-        links.enter_context(_linked(settings, served, head))
         _announce(settings, served, address, cluster, head)
+        links.enter_context(_linked(settings, served, head))
         end = _wait_for_end(application_name(settings.port), stopped)
     return f"served {served.checkpoint} at {address} until {end}"
 

@@ -155,7 +155,7 @@ def test_a_run_that_begins_says_once_what_is_expected_of_it(tmp_path, capsys):
     for _ in range(2):
         foretold.tell()
     said = capsys.readouterr().err
-    assert said == "pretrain: expecting 2,183 tokens/s, which is about 3 days for 524,288,000 tokens\n"
+    assert said == "pretrain: expecting 2,183 tokens/s, about 2.8 days for 524,288,000 tokens\n"
     Foretold("pretrain", tmp_path).tell()  # of the run that is continued
     assert capsys.readouterr().err == ""
 
